@@ -1,0 +1,234 @@
+"""What every search for a contour is made of: the question, one plane, one ray, one answer.
+
+`Problem` is "reach this level from here, inside the box" on flat inputs. `nearest_in_plane` answers it
+exactly where the contour is a plane, `cross_ray` along one ray, with forward passes only. A `Solution` is
+the answer, one point per case, with its quality, its cost and, where there is none, the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isoresponse._fields import axes
+from isoresponse.loop import Status, failed
+from isoresponse.neuron import Box, Neuron
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """One point per case, how far it is from the start, how good it is, and what it cost.
+
+    A failed case holds NaN in `point`, `value`, `distance` and `optimality`, and says why in `status`.
+    `forwards` counts every forward pass, those inside gradients included.
+    """
+
+    point: Tensor = axes("case", "*shape", units="input", about="the point found")
+    value: Tensor = axes("case", units="response", about="response at the point")
+    distance: Tensor = axes("case", units="input", about="Euclidean distance from the start")
+    optimality: Tensor = axes("case", about="tangential residual relative to the distance, 0 at the closest point")
+    status: Tensor = axes("case", about="how the case ended")
+    gradients: Tensor = axes("case", about="gradients spent")
+    forwards: Tensor = axes("case", about="forward passes spent")
+
+    @property
+    def success(self) -> Tensor:
+        """Which cases (case,) have an answer."""
+        return ~failed(self.status)
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    def __repr__(self) -> str:
+        found = int(self.success.sum())
+        median = float(self.distance[self.success].median()) if found else float("nan")
+        cost = float(self.gradients.double().mean())
+        return f"Solution({found} of {len(self)} cases, median distance {median:.4g}, {cost:.1f} gradients per case)"
+
+    def raise_if_failed(self) -> Solution:
+        """Itself, or ValueError naming the first failed cases and why they failed."""
+        bad = torch.nonzero(~self.success).flatten().tolist()
+        if bad:
+            reasons = "; ".join(f"case {i}: {Status(int(self.status[i])).sentence}" for i in bad[:5])
+            raise ValueError(f"{len(bad)} of {len(self)} cases failed ({reasons}); look at .status.")
+        return self
+
+
+def as_solution(
+    point: Tensor, value: Tensor, distance: Tensor, optimality: Tensor, status: Tensor, gradients: Tensor, forwards: Tensor
+) -> Solution:
+    """A `Solution` in which every failed case is NaN."""
+    bad, nan = failed(status), float("nan")
+    shaped = bad.reshape(-1, *[1] * (point.ndim - 1))
+    return Solution(
+        point.masked_fill(shaped, nan), value.masked_fill(bad, nan), distance.masked_fill(bad, nan),
+        optimality.masked_fill(bad, nan), status, gradients, forwards,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Flat view of "reach `level` from `start`": `excess` is positive exactly where a point is across."""
+
+    neuron: Neuron
+    start: Tensor
+    level: Tensor
+    sign: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor) -> Problem:
+        """The problem on flattened inputs, after the checks of a public call."""
+        neuron.require_inputs(x)
+        levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
+        if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(x))):
+            raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
+        if not bool(torch.isfinite(levels).all()):
+            raise ValueError("level must be finite, got NaN or infinity.")
+        flat = flatten(neuron)
+        levels = levels.expand(len(x))
+        here = flat.value(x.flatten(1))
+        sign = torch.where(levels >= here, torch.ones_like(here), -torch.ones_like(here))
+        return cls.signed(flat, x.flatten(1), levels, sign)
+
+    @classmethod
+    def signed(cls, flat: Neuron, start: Tensor, level: Tensor, sign: Tensor) -> Problem:
+        """The same with the direction given: `sign` +1 to rise above the level, -1 to fall below it."""
+        lower, upper = flat.box.bounds(start)
+        return cls(flat, start, level, sign, lower.expand(start.shape[1:]), upper.expand(start.shape[1:]))
+
+    def select(self, cases: Tensor) -> Problem:
+        """The problem of some of the cases."""
+        return replace(
+            self,
+            neuron=self.neuron.select(cases),
+            start=self.start[cases],
+            level=self.level[cases],
+            sign=self.sign[cases],
+        )
+
+    def excess(self, x: Tensor) -> Tensor:
+        """Signed response beyond the level (case,), positive across; one forward pass."""
+        return self.sign * (self.neuron.value(x) - self.level)
+
+    def excess_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with its gradient (case, n); one gradient."""
+        value, gradient = self.neuron.value_and_grad(x)
+        return self.sign * (value - self.level), self.sign[:, None] * gradient
+
+    def clip(self, x: Tensor) -> Tensor:
+        """The nearest point inside the box."""
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+
+def flatten(neuron: Neuron) -> Neuron:
+    """The same neuron on flat inputs (case, n)."""
+    shape = neuron.shape
+    size = int(torch.Size(shape).numel())
+
+    def flat_bound(bound: float | Tensor) -> float | Tensor:
+        return bound.expand(shape).reshape(size) if isinstance(bound, Tensor) and bound.ndim else bound
+
+    def response(x: Tensor, *given: Tensor) -> Tensor:
+        return neuron.response(x.reshape(len(x), *shape), *given)
+
+    box = Box(flat_bound(neuron.box.lower), flat_bound(neuron.box.upper))
+    return replace(neuron, response=response, shape=(size,), box=box)
+
+
+def nearest_in_plane(
+    gap: Float[Tensor, " case"],
+    gradient: Float[Tensor, "case n"],
+    lower: Float[Tensor, "case n"],
+    upper: Float[Tensor, "case n"],
+) -> tuple[Float[Tensor, "case n"], Tensor]:
+    """The shortest d with gradient.d = gap and lower <= d <= upper, and whether it exists.
+
+    d = clip(t * gradient) for one multiplier t per case. The plane's value along that path is concave and
+    piecewise linear in t, so Newton from t = 0 rises to the root without overshooting and ends after as
+    many steps as pieces are met. Where the box ends before the plane, d is the box's farthest corner.
+
+    Parameters
+    ----------
+    gap
+        Positive; a gap that is not is treated as zero.
+    lower, upper
+        Bounds of d (not of the point), lower <= 0 <= upper.
+    """
+    end = torch.where(gradient > 0, upper, lower)  # where each element is heading
+    t = torch.zeros_like(gap)
+    gap = gap.clamp_min(0)
+    for _ in range(gradient.shape[1] + 1):
+        pinned = (t[:, None] * gradient).abs() >= end.abs()
+        pinned &= gradient != 0
+        reached = torch.where(pinned, gradient * end, torch.zeros_like(gradient)).sum(1)
+        slope = torch.where(pinned, torch.zeros_like(gradient), gradient * gradient).sum(1)
+        new = torch.where(slope > 0, (gap - reached) / torch.where(slope > 0, slope, torch.ones_like(slope)), t)
+        new = torch.maximum(new, t)
+        moved = new > t * (1 + 4 * torch.finfo(t.dtype).eps)
+        t = torch.where(moved, new, t)
+        if not bool(moved.any()):
+            break
+    d = torch.where(pinned, end, t[:, None] * gradient)
+    exists = (slope > 0) | (reached >= gap)
+    return d, exists & torch.isfinite(d).all(1)
+
+
+def cross_ray(
+    problem: Problem, below: Tensor, candidate: Tensor, width: Tensor, evaluations: int = 40
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the ray from the start through `candidate`, bent along the box, first is known to be across.
+
+    Returns the far side of a bracket of relative `width` (case, n), whether one was found (case,), and
+    the forward passes spent (case,). Expands beyond the candidate if needed, then an Illinois search.
+
+    Parameters
+    ----------
+    below
+        Excess (case,) at the start, not positive.
+    width
+        Relative width (case,) of the bracket at which to stop.
+    """
+    direction = candidate - problem.start
+
+    def at(t: Tensor, cases: Tensor) -> Tensor:
+        part = problem.select(cases)
+        return part.excess(part.clip(part.start + t[cases, None] * direction[cases]))
+
+    low, high = torch.zeros_like(below), torch.ones_like(below)
+    f_low, f_high = below, problem.excess(problem.clip(candidate))
+    spent = torch.ones_like(below, dtype=torch.int64)
+    side = torch.zeros_like(below)
+    reach = ((problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs())
+    farthest = torch.nan_to_num(reach.masked_fill(direction == 0, 0.0), posinf=1e30).amax(1).clamp(1.0, 1e6)
+    for count in range(evaluations):
+        expanding = ~(f_high > 0)
+        active = torch.where(expanding, (high < farthest) & torch.isfinite(f_high) & (count < 12), high - low > width * high)
+        cases = torch.nonzero(active).flatten()
+        if len(cases) == 0:
+            break
+        secant = high - f_high * (high - low) / torch.where(f_high == f_low, torch.ones_like(f_high), f_high - f_low)
+        beyond = torch.where(f_high > f_low, high + 1.1 * (secant - high), 4 * high)
+        beyond = torch.minimum(torch.maximum(beyond, 1.02 * high), torch.minimum(4 * high, farthest))
+        within = torch.minimum(torch.maximum(secant, low + 0.02 * (high - low)), high - 0.25 * torch.minimum(width * high, high - low))
+        t = torch.where(expanding, beyond, within)
+        f = f_high.index_copy(0, cases, at(t, cases))
+        spent = spent.index_add(0, cases, torch.ones_like(cases))
+        across = f > 0
+        shrinking = active & ~expanding
+        # Illinois: an end that stays twice in a row counts half, so both ends move
+        f_low = torch.where(shrinking & across & (side > 0), 0.5 * f_low, f_low)
+        f_high = torch.where(shrinking & ~across & (side < 0), 0.5 * f_high, f_high)
+        side = torch.where(shrinking, torch.where(across, torch.ones_like(side), -torch.ones_like(side)), side)
+        to_high = active & (across | expanding)
+        to_low = active & ~across & ~expanding
+        low = torch.where(active & expanding, high, torch.where(to_low, t, low))
+        f_low = torch.where(active & expanding, f_high, torch.where(to_low, f, f_low))
+        high, f_high = torch.where(to_high, t, high), torch.where(to_high, f, f_high)
+    found = f_high > 0
+    point = problem.clip(problem.start + high[:, None] * direction)
+    return point, found, spent

@@ -1,0 +1,290 @@
+"""To a contour: the closest point on it, and the way to it along the gradient.
+
+The smallest perturbation that moves a response to a level is the vector to the closest point of that
+contour, and at that point it is parallel to the contour's normal. `closest_point` solves this as the
+geometry problem it is, inside the box and with gradients only:
+
+1. *Foot.* Replace the contour by its tangent plane at the current point; the point of that plane inside
+   the box nearest to the start is found exactly (`nearest_in_plane`). The vector from the current point
+   to the foot vanishes exactly at the solution: it is the residual, relative to the distance the
+   `optimality` of the answer.
+2. *Step.* A full step onto the foot overshoots by (distance x curvature) and diverges where that product
+   exceeds one. How strongly the residual really changes along a step is seen from one step to the next;
+   these secants give the inverse of 1 + distance x shape operator (limited-memory quasi-Newton), so the
+   step is shortened along bent directions and lengthened along focusing ones, without a Hessian.
+3. *Ray.* The new point is brought back to the contour along its ray from the start by a bracketed
+   search with forward passes only. Every iterate therefore is an answer that is truly across, and the
+   best one is never lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, nearest_in_plane
+from isoresponse.loop import Status, failed, iterate, status_tensor
+from isoresponse.neuron import Neuron
+from isoresponse.operators import inverse_secant_product
+
+MEMORY = 6  # secant pairs kept by closest_point; more than five changed nothing in benchmarks/digits.py
+SHRINK = 0.5  # factor on the step after one that did not improve the distance
+STALL = 1e-3  # relative step below which a case that keeps failing to improve has converged
+TOLERATED = 1.3  # an iterate this much farther than the best one is still a useful place to look from
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """State of `closest_point`; every tensor has leading axis case."""
+
+    x: Tensor  # current iterate
+    below: Tensor  # excess at the start
+    across: Tensor  # whether x is an answer
+    best: Tensor
+    best_distance: Tensor
+    optimality: Tensor  # of the best point
+    last_x: Tensor
+    last_residual: Tensor
+    comparable: Tensor  # whether last_* belong to the same regime as x
+    steps: Tensor  # (case, memory, n) secants: steps ...
+    changes: Tensor  # ... and changes of the residual
+    scale: Tensor  # inverse curvature for unseen directions
+    relax: Tensor  # factor on the step, halved by every failure to improve
+    gradients: Tensor
+    forwards: Tensor
+
+
+def closest_point(
+    neuron: Neuron,
+    x: Float[Tensor, "case *shape"],
+    level: float | Float[Tensor, " case"],
+    *,
+    start: Float[Tensor, "case *shape"] | None = None,
+    max_steps: int = 60,
+    rtol: float = 1e-4,
+) -> Solution:
+    """The point nearest to `x` (Euclidean, inside the neuron's box) whose response is across `level`.
+
+    "Across" is the far side of the level as seen from `x`: above it where the response is now below or
+    equal, otherwise below it. The answer is a local optimum, reached from the start's own gradient.
+
+    Parameters
+    ----------
+    level
+        Response to reach, in response units; a number, or one per case.
+    start
+        Where to begin the search instead of at `x`, e.g. a predicted point; distances still count from `x`.
+    max_steps
+        Gradients per case at most.
+    rtol
+        A case has converged when its tangential residual is below `rtol` times its distance. The
+        distance is then right to about rtol^2.
+
+    Returns
+    -------
+    Solution
+        Status DONE (converged), STALLED (no step improves it: a kink or rounding), MAX_STEPS (best so
+        far), ALREADY (never returned unless the response is past the level at `x`), or failed.
+
+    Raises
+    ------
+    ValueError
+        Invalid inputs or level, `max_steps` below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> f = Neuron(lambda x: x.square().sum(1), shape=(2,))
+    >>> closest_point(f, torch.tensor([[3.0, 4.0]]), level=100.0).distance
+    tensor([5.0000])
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1 gradient per case, got {max_steps}.")
+    problem = Problem.of(neuron, x, level)
+    if start is not None:
+        neuron.require_inputs(start, "start")
+    solution = search(problem, problem.start if start is None else start.flatten(1), max_steps, rtol)
+    return replace(solution, point=solution.point.reshape(x.shape), forwards=solution.forwards + 1)
+
+
+def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solution:
+    """`closest_point` on a flat problem, beginning at `first` (case, n)."""
+    below = problem.excess(problem.start)
+    cases, n = problem.start.shape
+    zeros, nothing = torch.zeros_like(first), torch.zeros_like(below)
+    memory = first.new_zeros((cases, MEMORY, n))
+    none = torch.zeros_like(below, dtype=torch.bool)
+    count = torch.zeros_like(below, dtype=torch.int64)
+    infinite = torch.full_like(below, float("inf"))
+    state = _Search(
+        first, below, none, first, infinite, infinite, first, zeros, none,
+        memory, memory, torch.ones_like(below), torch.ones_like(below), count, count + 1,
+    )  # fmt: skip
+    state, status = iterate(lambda s, i: _closest_step(problem.select(i), s, rtol), state, max_steps)
+    found = torch.isfinite(state.best_distance)
+    # polish: the ray search of the loop stops early while the direction is still rough
+    width = torch.full_like(below, 8 * torch.finfo(below.dtype).eps)
+    point, sharper, spent = cross_ray(problem, below, torch.where(found[:, None], state.best, problem.start), width)
+    point = torch.where((found & sharper)[:, None], point, state.best)
+    distance = (point - problem.start).norm(dim=1)
+    already = below > 0
+    status = torch.where(found & failed(status), int(Status.STALLED), status)
+    status = torch.where(~found & (status == int(Status.MAX_STEPS)), int(Status.UNREACHABLE), status)
+    point = torch.where(already[:, None], problem.start, point)
+    distance = torch.where(already, nothing, distance)
+    optimality = torch.where(already, nothing, state.optimality)
+    status = torch.where(already, int(Status.ALREADY), status)
+    value = problem.neuron.value(torch.where((found | already)[:, None], point, problem.start))
+    return as_solution(point, value, distance, optimality, status, state.gradients, state.forwards + spent + 1)
+
+
+def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, Tensor]:
+    excess, gradient = problem.excess_and_grad(s.x)
+    # --- foot: nearest point of the tangent plane; from x itself while nothing across is known
+    origin = torch.where(s.across[:, None], problem.start, s.x)
+    gap = -excess + (gradient * (s.x - origin)).sum(1)
+    d, reachable = nearest_in_plane(gap, gradient, problem.lower - origin, problem.upper - origin)
+    residual = origin + d - s.x
+    distance = (s.x - problem.start).norm(dim=1)
+    optimality = torch.where(s.across, residual.norm(dim=1) / distance, torch.full_like(distance, float("inf")))
+    at_best = s.across & (distance <= s.best_distance)
+    # --- what the last step taught about curvature
+    step, change = s.x - s.last_x, s.last_residual - residual
+    overlap, size = (step * change).sum(1), change.norm(dim=1)
+    useful = s.comparable & s.across & (overlap > 1e-3 * step.norm(dim=1) * size)
+    steps, changes = _remember(s.steps, step, useful), _remember(s.changes, change, useful)
+    scale = torch.where(useful, (overlap / (size * size).clamp_min(1e-30)).clamp(1e-3, 1.0), s.scale)
+    # --- step, no longer than half the distance
+    move = inverse_secant_product(steps, changes, scale, residual)
+    uphill = (move * residual).sum(1) > 0
+    move = torch.where(uphill[:, None], move, scale[:, None] * residual)
+    cap = (0.5 * distance / move.norm(dim=1).clamp_min(1e-30)).clamp(max=1.0) * s.relax
+    move = torch.where(s.across[:, None], cap[:, None] * move, residual)
+    # --- ray: back to the contour, as sharply as the expected gain deserves
+    width = (0.05 * optimality.square()).clamp(8 * torch.finfo(excess.dtype).eps, 1e-3)
+    candidate = problem.clip(s.x + move)
+    point, found, spent = cross_ray(problem, s.below, candidate, width)
+    length = (point - problem.start).norm(dim=1)
+    better = found & (length < s.best_distance)
+    accepted = found & (length < TOLERATED * s.best_distance)
+    rejected = s.across & ~accepted
+    worse = s.across & ~(found & (length < distance))
+    forget = rejected & (s.relax < 0.3)
+    new = replace(
+        s,
+        x=torch.where(accepted[:, None], point, torch.where(s.across[:, None], s.best, candidate)),
+        across=s.across | found,
+        best=torch.where(better[:, None], point, s.best),
+        best_distance=torch.where(better, length, s.best_distance),
+        optimality=torch.where(at_best, optimality, s.optimality),
+        last_x=s.x,
+        last_residual=residual,
+        comparable=s.across & accepted,
+        steps=steps.masked_fill(forget[:, None, None], 0.0),
+        changes=changes.masked_fill(forget[:, None, None], 0.0),
+        scale=torch.where(rejected, 0.5 * scale, scale),
+        relax=torch.where(better | ~s.across, torch.ones_like(s.relax), torch.where(worse, SHRINK * s.relax, s.relax)),
+        gradients=s.gradients + 1,
+        forwards=s.forwards + 1 + spent,
+    )
+    status = _closest_status(s, new, excess, gradient, d, reachable, at_best & (optimality <= rtol))
+    return new, status
+
+
+def _closest_status(
+    s: _Search, new: _Search, excess: Tensor, gradient: Tensor, d: Tensor, reachable: Tensor, converged: Tensor
+) -> Tensor:
+    status = status_tensor(Status.RUNNING, excess)
+    stuck = ~new.across & (d == 0).all(1)
+
+    def mark(where: Tensor, what: Status) -> None:
+        status.masked_fill_(where, int(what))
+
+    mark(new.across & (new.relax < STALL), Status.STALLED)
+    mark(stuck & reachable, Status.UNREACHABLE)
+    mark(stuck & ~reachable, Status.BLOCKED)
+    mark((gradient == 0).all(1), Status.FLAT)
+    mark(converged, Status.DONE)
+    mark(~(torch.isfinite(excess) & torch.isfinite(gradient).all(1)), Status.NOT_FINITE)
+    mark(s.below > 0, Status.ALREADY)
+    return status
+
+
+def _remember(memory: Tensor, new: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where[:, None, None], torch.cat([memory[:, 1:], new[:, None]], 1), memory)
+
+
+def to_level(
+    neuron: Neuron,
+    x: Float[Tensor, "case *shape"],
+    level: float | Float[Tensor, " case"],
+    *,
+    rtol: float = 1e-6,
+    max_steps: int = 30,
+) -> Solution:
+    """A point on the contour at `level`, reached from `x` by Newton steps along the gradient in the box.
+
+    Not the nearest one in general (that is `closest_point`), but a few gradients cheap and as near as
+    the contours are parallel. `optimality` is the remaining response error relative to the first one.
+
+    Parameters
+    ----------
+    rtol
+        Accepted response error relative to the distance in response from start to level.
+
+    Raises
+    ------
+    ValueError
+        Invalid inputs or level.
+    """
+    problem = Problem.of(neuron, x, level)
+    solution = newton(problem, rtol, max_steps)
+    return replace(solution, point=solution.point.reshape(x.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class _Newton:
+    x: Tensor
+    best: Tensor
+    best_excess: Tensor
+    damping: Tensor
+    gradients: Tensor
+
+
+def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = None) -> Solution:
+    """`to_level` on a flat problem; `atol` (case,) is an accepted response error in response units."""
+    below = problem.excess(problem.start)
+    eps = torch.finfo(below.dtype).eps
+    accepted = rtol * below.abs() + 4 * eps * problem.level.abs() if atol is None else atol
+    infinite = torch.full_like(below, float("inf"))
+    count = torch.zeros_like(below, dtype=torch.int64)
+    state = _Newton(problem.start, problem.start, infinite, torch.ones_like(below), count)
+
+    def step(s: _Newton, cases: Tensor) -> tuple[_Newton, Tensor]:
+        part, goal = problem.select(cases), accepted[cases]
+        excess, gradient = part.excess_and_grad(s.x)
+        better = excess.abs() < s.best_excess.abs()
+        best = torch.where(better[:, None], s.x, s.best)
+        best_excess = torch.where(better, excess, s.best_excess)
+        damping = torch.where(better, (2 * s.damping).clamp(max=1.0), 0.25 * s.damping)
+        ahead = torch.where(excess > 0, -torch.ones_like(excess), torch.ones_like(excess))
+        d, _ = nearest_in_plane(excess.abs(), ahead[:, None] * gradient, part.lower - s.x, part.upper - s.x)
+        origin = torch.where(better[:, None], s.x + damping[:, None] * d, 0.5 * (s.x + best))
+        status = status_tensor(Status.RUNNING, excess)
+        status.masked_fill_((d == 0).all(1), int(Status.BLOCKED))
+        status.masked_fill_((gradient == 0).all(1), int(Status.FLAT))
+        status.masked_fill_(~(torch.isfinite(excess) & torch.isfinite(gradient).all(1)), int(Status.NOT_FINITE))
+        status.masked_fill_(best_excess.abs() <= goal, int(Status.DONE))
+        return _Newton(part.clip(origin), best, best_excess, damping, s.gradients + 1), status
+
+    state, status = iterate(step, state, max_steps)
+    status = status.masked_fill(status == int(Status.MAX_STEPS), int(Status.UNREACHABLE))
+    value = problem.level + problem.sign * state.best_excess
+    point = state.best
+    relative = state.best_excess.abs() / below.abs().clamp_min(torch.finfo(below.dtype).tiny)
+    distance = (point - problem.start).norm(dim=1)
+    return as_solution(point, value, distance, relative, status, state.gradients, state.gradients + 1)
+
