@@ -157,9 +157,9 @@ def nearest_in_plane(
     gap
         Positive; a gap that is not is treated as zero.
     lower, upper
-        Bounds of d (not of the point), lower <= 0 <= upper.
+        Bounds of d (not of the point), on either side of zero.
     """
-    end = torch.where(gradient > 0, upper, lower)  # where each element is heading
+    end = torch.where(gradient > 0, upper.clamp_min(0), lower.clamp_max(0))  # where each element is heading
     t = torch.zeros_like(gap)
     gap = gap.clamp_min(0)
     for _ in range(gradient.shape[1] + 1):

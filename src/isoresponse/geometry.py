@@ -167,26 +167,30 @@ def krylov_jet(
 
     The first secant runs along the displacement itself, each next one along what the last change of the
     gradient added, all of the same length, clipped to the box and restricted to the elements that the
-    displacement moves. One gradient each. This is what a prediction needs and nothing more.
+    displacement moves. One gradient each. Each change is corrected along its own step so that the
+    quadratic passes through the response at every probe: the value there is known anyway, and it holds
+    the curvature weighted as a prediction over that distance needs it (with it the median error of the
+    second-order prediction falls fivefold, `benchmarks/digits.py`).
     """
     moving = displacement != 0
     length = displacement.norm(dim=1, keepdim=True)
     tried, changes = [], []
     step = displacement
     for k in range(steps):
-        inside = neuron.box.clip(x + step) - x
-        back = neuron.box.clip(x - step) - x
-        step = torch.where(inside.norm(dim=1, keepdim=True) >= 0.5 * back.norm(dim=1, keepdim=True), inside, back)
-        _, ahead = neuron.value_and_grad(x + step)
+        ahead, behind = neuron.box.clip(x + step) - x, neuron.box.clip(x - step) - x
+        roomier = ahead.norm(dim=1, keepdim=True) >= 0.5 * behind.norm(dim=1, keepdim=True)
+        step = torch.where(roomier, ahead, behind)
+        reached, there = neuron.value_and_grad(x + step)
+        change = there - gradient
+        along = 2 * (reached - value - (gradient * step).sum(1)) - (change * step).sum(1)
+        change = change + _divide(along[:, None] * step, (step * step).sum(1, keepdim=True))
         tried.append(step)
-        changes.append(ahead - gradient)
+        changes.append(change)
         hessian = from_secants(torch.stack(tried, 1), torch.stack(changes, 1))
-        if k + 1 < steps:
-            rest = torch.where(moving, hessian.images[:, -1], torch.zeros_like(step))
-            for _ in range(2):
-                rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
-            size = rest.norm(dim=1, keepdim=True)
-            step = torch.where(size > 0, rest / torch.where(size > 0, size, torch.ones_like(size)) * length, torch.zeros_like(rest))
+        rest = torch.where(moving, hessian.images[:, -1], torch.zeros_like(step))
+        for _ in range(2):
+            rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
+        step = _divide(rest, rest.norm(dim=1, keepdim=True)) * length
     return KrylovJet(value, gradient, hessian, steps)
 
 
@@ -265,3 +269,8 @@ def principal_curvatures(jet: Jet, rank: int, *, generator: Generator, steps: in
     return Curvatures(
         pairs.values.gather(1, order), directions, pairs.residuals.gather(1, order), jet.scale, jet.error
     )
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, zero where b is."""
+    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

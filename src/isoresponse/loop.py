@@ -77,6 +77,12 @@ def take(state: State, cases: Tensor) -> State:
     return replace(state, **{n: v[cases] for n, v in _tensors(state)})  # type: ignore[type-var]
 
 
+def join(parts: list[State]) -> State:
+    """One dataclass with the tensor fields of all `parts` one after another along the case axis."""
+    columns = {n: torch.cat([getattr(p, n) for p in parts]) for n, _ in _tensors(parts[0])}
+    return replace(parts[0], **columns)  # type: ignore[type-var]
+
+
 def put(state: State, cases: Tensor, part: State) -> State:
     """`state` with the rows `cases` replaced by those of `part`."""
     new = dict(_tensors(part))

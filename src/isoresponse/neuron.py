@@ -7,17 +7,14 @@ never changes the model it was made from: mode, hooks, `requires_grad`, `.grad` 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-Unit = int | tuple[int, ...] | Callable[[Tensor], Tensor] | None
+from isoresponse.hooks import Unit, forward_of, probe, require_one_number, require_one_run, unit_label, unit_picker
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,19 +144,21 @@ class Neuron:
             Unknown layer (nearest names are given), a layer that does not run or runs more than once,
             a unit outside the output (the valid range is given), an output that is not a tensor.
         """
-        forward = _forward(module, layer)
+        forward = forward_of(module, layer)
         where = f"layer {layer!r}" if layer else "the model"
-        output = _probe(forward, module, tuple(shape), where)
-        pick = _unit_picker(unit, tuple(output.shape[1:]), where)
+        if layer:
+            require_one_run(module, layer, tuple(shape))
+        output = probe(forward, module, tuple(shape), where)
+        pick = unit_picker(unit, tuple(output.shape[1:]), where)
         if callable(unit):
-            _require_one_number(unit(output), len(output), f"the callable unit on {where}")
-        label = name or f"{layer or 'output'}{_unit_label(unit)}"
+            require_one_number(unit(output), len(output), f"the callable unit on {where}")
+        label = name or f"{layer or 'output'}{unit_label(unit)}"
         return cls(lambda x: pick(forward(x)), tuple(shape), box or Box(), label)
 
     def __call__(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
         """Responses (case,) in response units."""
         value = self.response(x, *self.given)
-        _require_one_number(value, len(x), f"{self.name!r}")
+        require_one_number(value, len(x), f"{self.name!r}")
         return value
 
     def select(self, cases: Tensor) -> Neuron:
@@ -216,186 +215,32 @@ class Neuron:
 
     def require_inputs(self, x: Tensor, what: str = "x") -> None:
         """Raise ValueError (TypeError for a wrong kind) unless `x` is a valid batch of inputs."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{what} must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(...).")
-        if not x.is_floating_point():
-            raise TypeError(f"{what} must be floating point, got {x.dtype}; convert it, e.g. {what}.float() / 255.")
-        if x.shape[1:] != torch.Size(self.shape) or x.ndim == 0:
-            raise ValueError(
-                f"{what} must have shape (case, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}; "
-                "the first axis counts cases."
-            )
-        if len(x) == 0:
-            raise ValueError(f"{what} holds no cases; give at least one input.")
-        if not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
-            raise ValueError(f"{what} must be finite, got NaN or infinity in {bad} of {len(x)} cases; remove them.")
-        inside = self.box.contains(x, atol=1e-6)
-        if not bool(inside.all()):
-            lower, upper = self.box.bounds(x)
-            raise ValueError(
-                f"{what} must lie in the box [{_brief(lower)}, {_brief(upper)}], got values from "
-                f"{float(x.min()):.4g} to {float(x.max()):.4g} ({int((~inside).sum())} of {len(x)} cases outside); "
-                "rescale the inputs, or give the box they live in."
-            )
+        require_inputs(x, self.shape, self.box, what)
 
 
-def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
-    """Every layer that answers with a tensor: its dotted name and the shape of its output for one case.
-
-    The last entry, named ``""``, is the model's own output. Any index into a shape is a unit that
-    `Neuron.of(module, layer=name, unit=index, shape=shape)` takes.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-
-    def recorder(name: str) -> Callable[..., None]:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim >= 1:
-                found[name] = tuple(output.shape[1:])
-
-        return record
-
-    handles = [m.register_forward_hook(recorder(n)) for n, m in module.named_modules() if n]
-    try:
-        output = _probe(_forward(module, None), module, tuple(shape), "the model")
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [*found.items(), ("", tuple(output.shape[1:]))]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside the block; each submodule's own mode is restored after it."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
-class _Reached(BaseException):
-    """Raised by a hook to end a forward pass; BaseException so that no `except Exception` eats it."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
-
-
-def _forward(module: nn.Module, layer: str | None) -> Callable[[Tensor], Tensor]:
-    """`module`, or its forward pass up to `layer`, as a function that leaves the module as it was."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"expected a torch.nn.Module, got {type(module).__name__}; for a plain function use "
-            "Neuron(response=function, shape=...)."
-        )
-    if layer is None:
-
-        def whole(x: Tensor) -> Tensor:
-            with evaluating(module):
-                return module(x)
-
-        return whole
-    modules = dict(module.named_modules())
-    if layer not in modules or not layer:
-        near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Layers: {', '.join(list(modules)[1:8])}."
-        raise ValueError(f"no layer {layer!r} in {type(module).__name__}. {hint} List all with `isoresponse units`.")
-    target = modules[layer]
-
-    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        raise _Reached(output)
-
-    def up_to_layer(x: Tensor) -> Tensor:
-        handle = target.register_forward_hook(stop)
-        try:
-            with evaluating(module):
-                module(x)
-        except _Reached as reached:
-            return reached.output
-        finally:
-            handle.remove()
-        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose one that does.")
-
-    _require_one_run(module, target, layer)
-    return up_to_layer
-
-
-def _require_one_run(module: nn.Module, target: nn.Module, layer: str) -> None:
-    names = [n for n, m in module.named_modules(remove_duplicate=False) if m is target]
-    if len(names) > 1:
+def require_inputs(x: Tensor, shape: tuple[int, ...], box: Box, what: str = "x") -> None:
+    """Raise ValueError (TypeError for a wrong kind) unless `x` is a finite batch of inputs inside `box`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{what} must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(...).")
+    if not x.is_floating_point():
+        raise TypeError(f"{what} must be floating point, got {x.dtype}; convert it, e.g. {what}.float() / 255.")
+    if x.shape[1:] != torch.Size(shape) or x.ndim == 0:
         raise ValueError(
-            f"layer {layer!r} is shared: it is also {', '.join(repr(n) for n in names if n != layer)}, so its "
-            "output is ambiguous; wrap the model in a function that returns the response you mean."
+            f"{what} must have shape (case, {', '.join(map(str, shape))}), got {tuple(x.shape)}; "
+            "the first axis counts cases."
         )
-
-
-def _probe(forward: Callable[[Tensor], Any], module: nn.Module, shape: tuple[int, ...], where: str) -> Tensor:
-    """The output of `forward` for two zero inputs of `shape`; errors say what the model expected."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    x = torch.zeros((2, *shape), dtype=like.dtype, device=like.device)
-    try:
-        with torch.no_grad():
-            output = forward(x)
-    except (RuntimeError, IndexError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}") from error
-    if not isinstance(output, Tensor):
+    if len(x) == 0:
+        raise ValueError(f"{what} holds no cases; give at least one input.")
+    if not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+        raise ValueError(f"{what} must be finite, got NaN or infinity in {bad} of {len(x)} cases; remove them.")
+    inside = box.contains(x, atol=1e-6)
+    if not bool(inside.all()):
+        lower, upper = box.bounds(x)
         raise ValueError(
-            f"{where} must answer with one tensor, got {type(output).__name__}; wrap the model in a module "
-            "that returns the tensor you mean."
-        )
-    if output.ndim == 0 or len(output) != 2:
-        raise ValueError(f"{where} must keep the case axis first: two inputs gave an output of shape {tuple(output.shape)}.")
-    return output
-
-
-def _unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Tensor], Tensor]:
-    """A function from the output (case, *sizes) to the unit's response (case,)."""
-    if callable(unit):
-        return unit
-    count = 1
-    for size in sizes:
-        count *= size
-    if unit is None:
-        if count == 1:
-            return lambda output: output.flatten(1)[:, 0] if output.ndim > 1 else output
-        raise ValueError(f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}.")
-    index = (unit,) if isinstance(unit, int) else tuple(unit)
-    ranges = ", ".join(f"0..{s - 1}" for s in sizes) or "none"
-    fits = len(index) == len(sizes) and all(isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True))
-    if not fits:
-        near = tuple(min(max(i, 0), s - 1) for i, s in zip(index, sizes, strict=False) if isinstance(i, int))
-        hint = near if len(near) == len(sizes) else _example(sizes)
-        hint_text = hint if isinstance(hint, tuple) and len(hint) != 1 else (hint[0] if isinstance(hint, tuple) else hint)
-        raise ValueError(
-            f"no unit {unit!r} in {where}: its output for one case has shape {sizes}, so an index has "
-            f"{len(sizes)} parts in the ranges {ranges}. Did you mean unit={hint_text}?"
-        )
-    return lambda output: output[(slice(None), *index)]
-
-
-def _example(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
-    middle = tuple(s // 2 for s in sizes)
-    return middle[0] if len(middle) == 1 else middle
-
-
-def _unit_label(unit: Unit) -> str:
-    if unit is None:
-        return ""
-    if callable(unit):
-        return f"[{getattr(unit, '__name__', 'callable')}]"
-    return f"[{', '.join(map(str, unit)) if isinstance(unit, tuple) else unit}]"
-
-
-def _require_one_number(value: Any, cases: int, who: str) -> None:
-    if not isinstance(value, Tensor) or value.shape != (cases,):
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{who} must answer with one number per case, shape ({cases},), got {got}; index or reduce the "
-            "other axes, e.g. unit=lambda out: out[:, 3].mean((1, 2))."
+            f"{what} must lie in the box [{_brief(lower)}, {_brief(upper)}], got values from "
+            f"{float(x.min()):.4g} to {float(x.max()):.4g} ({int((~inside).sum())} of {len(x)} cases outside); "
+            "rescale the inputs, or give the box they live in."
         )
 
 

@@ -123,6 +123,8 @@ def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
         first, below, none, first, infinite, infinite, first, zeros, none,
         memory, memory, torch.ones_like(below), torch.ones_like(below), count, count + 1,
     )  # fmt: skip
+    if first is not problem.start:
+        state = _begin_across(problem, state)
     state, status = iterate(lambda s, i: _closest_step(problem.select(i), s, rtol), state, max_steps)
     found = torch.isfinite(state.best_distance)
     # polish: the ray search of the loop stops early while the direction is still rough
@@ -139,6 +141,14 @@ def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
     status = torch.where(already, int(Status.ALREADY), status)
     value = problem.neuron.value(torch.where((found | already)[:, None], point, problem.start))
     return as_solution(point, value, distance, optimality, status, state.gradients, state.forwards + spent + 1)
+
+
+def _begin_across(problem: Problem, s: _Search) -> _Search:
+    """The state with the first point brought to the contour along its ray, where that succeeds."""
+    point, found, spent = cross_ray(problem, s.below, s.x, torch.full_like(s.below, 1e-3))
+    length = (point - problem.start).norm(dim=1).masked_fill(~found, float("inf"))
+    x = torch.where(found[:, None], point, s.x)
+    return replace(s, x=x, best=x, best_distance=length, across=found, forwards=s.forwards + spent)
 
 
 def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, Tensor]:

@@ -1,0 +1,201 @@
+"""Reaching into a model without touching it: forward passes up to a layer, units, shapes.
+
+Everything runs with forward hooks that are removed at once, in eval mode that is restored at once. No
+tracing, so models with control flow work; no torchvision.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Unit = int | tuple[int, ...] | Callable[[Tensor], Tensor] | None
+
+
+def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """Every layer that answers with a tensor: its dotted name and the shape of its output for one case.
+
+    The last entry, named ``""``, is the model's own output. Any index into a shape is a unit that
+    `Neuron.of(module, layer=name, unit=index, shape=shape)` takes.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim >= 1:
+                found[name] = tuple(output.shape[1:])
+
+        return record
+
+    handles = [m.register_forward_hook(recorder(n)) for n, m in module.named_modules() if n]
+    try:
+        output = probe(forward_of(module, None), module, tuple(shape), "the model")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*found.items(), ("", tuple(output.shape[1:]))]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside the block; each submodule's own mode is restored after it."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+class _Reached(BaseException):
+    """Raised by a hook to end a forward pass; BaseException so that no `except Exception` eats it."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Tensor]:
+    """`module`, or its forward pass up to `layer`, as a function that leaves the module as it was."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"expected a torch.nn.Module, got {type(module).__name__}; for a plain function use "
+            "Neuron(response=function, shape=...)."
+        )
+    if layer is None:
+
+        def whole(x: Tensor) -> Tensor:
+            _require_same_kind(module, x)
+            with evaluating(module):
+                return module(x)
+
+        return whole
+    modules = dict(module.named_modules())
+    if layer not in modules or not layer:
+        near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Layers: {', '.join(list(modules)[1:8])}."
+        raise ValueError(f"no layer {layer!r} in {type(module).__name__}. {hint} List all with `isoresponse units`.")
+    target = modules[layer]
+
+    def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    def up_to_layer(x: Tensor) -> Tensor:
+        _require_same_kind(module, x)
+        handle = target.register_forward_hook(stop)
+        try:
+            with evaluating(module):
+                module(x)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            handle.remove()
+        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose one that does.")
+
+    return up_to_layer
+
+
+def require_one_run(module: nn.Module, layer: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `layer` runs exactly once in a forward pass: its output would be ambiguous."""
+    runs: list[None] = []
+    handle = module.get_submodule(layer).register_forward_hook(lambda *_: runs.append(None))
+    try:
+        probe(forward_of(module, None), module, shape, "the model", any_output=True)
+    finally:
+        handle.remove()
+    if len(runs) > 1:
+        raise ValueError(
+            f"layer {layer!r} runs {len(runs)} times in one forward pass, so its output is ambiguous; wrap the "
+            "model in a function that returns the response you mean."
+        )
+
+
+def probe(
+    forward: Callable[[Tensor], Any], module: nn.Module, shape: tuple[int, ...], where: str, *, any_output: bool = False
+) -> Tensor:
+    """The output of `forward` for two zero inputs of `shape`; errors say what the model expected."""
+    like = _parameter(module)
+    like = torch.zeros(()) if like is None else like
+    x = torch.zeros((2, *shape), dtype=like.dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            output = forward(x)
+    except (RuntimeError, IndexError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}") from error
+    if any_output:
+        return x
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"{where} must answer with one tensor, got {type(output).__name__}; wrap the model in a module "
+            "that returns the tensor you mean."
+        )
+    if output.ndim == 0 or len(output) != 2:
+        raise ValueError(f"{where} must keep the case axis first: two inputs gave an output of shape {tuple(output.shape)}.")
+    return output
+
+
+def unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Tensor], Tensor]:
+    """A function from the output (case, *sizes) to the unit's response (case,)."""
+    if callable(unit):
+        return unit
+    count = 1
+    for size in sizes:
+        count *= size
+    if unit is None:
+        if count == 1:
+            return lambda output: output.flatten(1)[:, 0] if output.ndim > 1 else output
+        raise ValueError(f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}.")
+    index = (unit,) if isinstance(unit, int) else tuple(unit)
+    ranges = ", ".join(f"0..{s - 1}" for s in sizes) or "none"
+    fits = len(index) == len(sizes) and all(isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True))
+    if not fits:
+        near = tuple(min(max(i, 0), s - 1) for i, s in zip(index, sizes, strict=False) if isinstance(i, int))
+        hint = near if len(near) == len(sizes) else _example(sizes)
+        hint_text = hint if isinstance(hint, tuple) and len(hint) != 1 else (hint[0] if isinstance(hint, tuple) else hint)
+        raise ValueError(
+            f"no unit {unit!r} in {where}: its output for one case has shape {sizes}, so an index has "
+            f"{len(sizes)} parts in the ranges {ranges}. Did you mean unit={hint_text}?"
+        )
+    return lambda output: output[(slice(None), *index)]
+
+
+def _example(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    middle = tuple(s // 2 for s in sizes)
+    return middle[0] if len(middle) == 1 else middle
+
+
+def unit_label(unit: Unit) -> str:
+    if unit is None:
+        return ""
+    if callable(unit):
+        return f"[{getattr(unit, '__name__', 'callable')}]"
+    return f"[{', '.join(map(str, unit)) if isinstance(unit, tuple) else unit}]"
+
+
+def require_one_number(value: Any, cases: int, who: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != (cases,):
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{who} must answer with one number per case, shape ({cases},), got {got}; index or reduce the "
+            "other axes, e.g. unit=lambda out: out[:, 3].mean((1, 2))."
+        )
+
+
+def _parameter(module: nn.Module) -> Tensor | None:
+    return next((p for p in module.parameters() if p.is_floating_point()), None)
+
+
+def _require_same_kind(module: nn.Module, x: Tensor) -> None:
+    like = _parameter(module)
+    if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
+        raise ValueError(
+            f"the inputs are {x.dtype} on {x.device} but the model's parameters are {like.dtype} on "
+            f"{like.device}; move one to the other, e.g. x.to({like.dtype}).to({str(like.device)!r})."
+        )

@@ -1,0 +1,192 @@
+"""How far a response is from a level: predicted from geometry alone, and compared with measurement.
+
+A prediction is the distance to the contour of the response's Taylor polynomial at the input, inside the
+box: of order 0 the response gap itself (the margin), of order 1 the gap times the contour spacing, of
+order 2 with the bending of the contours and the change of their spacing along the way. The polynomial of
+order 2 is a neuron like any other, so the search that measures real distances also solves the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isoresponse._fields import axes
+from isoresponse.crossing import Problem, nearest_in_plane
+from isoresponse.geometry import krylov_jet
+from isoresponse.loop import Status, failed, status_tensor
+from isoresponse.neuron import Neuron
+from isoresponse.operators import secant_product
+from isoresponse.solve import search
+
+KRYLOV_STEPS = 4  # products of the second-order prediction; 2, 4, 8 are compared in benchmarks/digits.py
+MODEL_STEPS = 60  # steps of the search on the quadratic model; they cost no pass through the network
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Predicted distance to a level, one per case; NaN with a status where the model never reaches it.
+
+    For order 0 the distance is the response gap and has response units.
+    """
+
+    distance: Tensor = axes("case", units="input", about="predicted Euclidean distance (order 0: response gap)")
+    displacement: Tensor = axes("case", "*shape", units="input", about="predicted perturbation (NaN for order 0)")
+    status: Tensor = axes("case", about="how the case ended")
+    scale: Tensor = axes("case", units="input", about="scale of the second-order measurement, 0 for order < 2")
+    error: Tensor = axes("case", about="asymmetry of the measured Hessian; NaN for order < 2")
+    gradients: Tensor = axes("case", about="gradients spent")
+    forwards: Tensor = axes("case", about="forward passes spent")
+    order: int = axes(about="order of the prediction")
+
+
+def predict_distance(
+    neuron: Neuron,
+    x: Float[Tensor, "case *shape"],
+    level: float | Float[Tensor, " case"],
+    *,
+    order: int = 2,
+    steps: int = KRYLOV_STEPS,
+) -> Prediction:
+    """Predicted distance from `x` to the contour at `level`, inside the box, without searching for it.
+
+    Parameters
+    ----------
+    order
+        0: |level - f|, one forward pass. 1: distance to the tangent plane of the contour, one gradient.
+        2: distance to the quadratic through the jet at the scale of the first-order prediction,
+        `steps` more gradients. Exact Hessians would be zero on ReLU networks.
+    steps
+        Dimension of the Krylov space in which curvature is measured (order 2).
+
+    Raises
+    ------
+    ValueError
+        Invalid inputs or level, an order other than 0, 1, 2, `steps` below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> f = Neuron(lambda x: x.square().sum(1), shape=(2,))
+    >>> x = torch.tensor([[3.0, 4.0]])
+    >>> [predict_distance(f, x, 100.0, order=k).distance.item() for k in (0, 1, 2)]
+    [75.0, 7.5, 5.0]
+    """
+    if order not in (0, 1, 2):
+        raise ValueError(f"order must be 0 (margin), 1 (spacing) or 2 (curvature), got {order}.")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+    problem = Problem.of(neuron, x, level)
+    nan = torch.full_like(problem.level, float("nan"))
+    none = torch.zeros_like(problem.level, dtype=torch.int64)
+    if order == 0:
+        gap = -problem.excess(problem.start)
+        done = status_tensor(Status.DONE, gap).masked_fill(~torch.isfinite(gap), int(Status.NOT_FINITE))
+        zero = torch.zeros_like(gap)
+        return Prediction(gap, torch.full_like(x, float("nan")), done, zero, nan, none, none + 1, 0)
+    excess, gradient = problem.excess_and_grad(problem.start)
+    lower, upper = problem.lower - problem.start, problem.upper - problem.start
+    first, reachable = nearest_in_plane(-excess, gradient, lower, upper)
+    status = _first_order_status(excess, gradient, reachable)
+    if order == 1:
+        return as_prediction(first, x, status, torch.zeros_like(nan), None, none + 1, none + 1, 1)
+    signed = _rising(problem)
+    jet = krylov_jet(signed, problem.start, excess, gradient, first, steps)
+    model = Neuron(_quadratic, signed.shape, neuron.box, "2-jet",
+                   (problem.start, excess, gradient, jet.hessian.basis, jet.hessian.images))  # fmt: skip
+    ones = torch.ones_like(excess)
+    question = Problem(model, problem.start, 0 * ones, ones, problem.lower, problem.upper)
+    answer = search(question, problem.clip(problem.start + first), MODEL_STEPS, 1e-3)
+    status = torch.where((status == int(Status.DONE)) | (status == int(Status.UNREACHABLE)), answer.status, status)
+    displacement = answer.point - problem.start
+    spent = none + 1 + jet.gradients
+    return as_prediction(displacement, x, status, first.norm(dim=1), jet.hessian.asymmetry, spent, spent, 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Agreement of predicted with measured distances, over the cases where both exist.
+
+    `spearman` and `kendall` (tau-b) compare ranks. `r2` is the share of the variance of the measured
+    distances that the prediction *as it is* accounts for (no line is fitted; negative where it is worse
+    than their mean), `median_abs_log_error` the median of |log(predicted / measured)|, `bias` the median
+    of the log ratio itself (negative: predicted too small). NaN where fewer than three cases are left.
+    """
+
+    spearman: float
+    kendall: float
+    r2: float
+    median_abs_log_error: float
+    bias: float
+    cases: int
+    failed: int
+
+
+def compare(predicted: Float[Tensor, " case"], measured: Float[Tensor, " case"]) -> Comparison:
+    """How well predicted distances agree with measured ones; both (case,), NaN where there is none.
+
+    Raises
+    ------
+    ValueError
+        Different numbers of cases.
+    """
+    if predicted.shape != measured.shape or predicted.ndim != 1:
+        raise ValueError(
+            f"predicted and measured must both have shape (case,), got {tuple(predicted.shape)} and {tuple(measured.shape)}."
+        )
+    told, found = (t.detach().double().cpu().numpy() for t in (predicted, measured))
+    both = np.isfinite(told) & np.isfinite(found) & (told > 0) & (found > 0)
+    told, found = told[both], found[both]
+    lost = len(both) - len(told)
+    if len(told) < 3 or np.ptp(told) == 0 or np.ptp(found) == 0:
+        return Comparison(*[float("nan")] * 5, cases=len(told), failed=lost)
+    log_ratio = np.log(told / found)
+    return Comparison(
+        spearman=float(scipy.stats.spearmanr(told, found).statistic),
+        kendall=float(scipy.stats.kendalltau(told, found).statistic),
+        r2=float(1 - np.square(told - found).sum() / np.square(found - found.mean()).sum()),
+        median_abs_log_error=float(np.median(np.abs(log_ratio))),
+        bias=float(np.median(log_ratio)),
+        cases=len(told),
+        failed=lost,
+    )
+
+
+def _quadratic(x: Tensor, start: Tensor, value: Tensor, gradient: Tensor, basis: Tensor, images: Tensor) -> Tensor:
+    d = x - start
+    return value + (gradient * d).sum(1) + 0.5 * (d * secant_product(basis, images, d)).sum(1)
+
+
+def _rising(problem: Problem) -> Neuron:
+    """The problem's signed excess as a neuron."""
+    inner = problem.neuron
+    return Neuron(
+        lambda x, sign, level, *given: sign * (inner.response(x, *given) - level),
+        inner.shape, inner.box, inner.name, (problem.sign, problem.level, *inner.given),
+    )  # fmt: skip
+
+
+def _first_order_status(excess: Tensor, gradient: Tensor, reachable: Tensor) -> Tensor:
+    status = status_tensor(Status.DONE, excess)
+    status = status.masked_fill(~reachable, int(Status.UNREACHABLE))
+    status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
+    finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
+    return status.masked_fill(~finite, int(Status.NOT_FINITE)).masked_fill(excess > 0, int(Status.ALREADY))
+
+
+def as_prediction(
+    displacement: Tensor, x: Tensor, status: Tensor, scale: Tensor, error: Tensor | None,
+    gradients: Tensor, forwards: Tensor, order: int,
+) -> Prediction:  # fmt: skip
+    """A `Prediction` from flat displacements (case, n), NaN where the status is a failure."""
+    bad = failed(status)
+    displacement = displacement.masked_fill(bad[:, None], float("nan"))
+    error = torch.full_like(scale, float("nan")) if error is None else error
+    return Prediction(
+        displacement.norm(dim=1), displacement.reshape(x.shape), status, scale, error, gradients, forwards, order
+    )
