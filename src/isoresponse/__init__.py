@@ -1,0 +1,121 @@
+"""Iso-response geometry of PyTorch models: predict a susceptibility, measure it, explain the difference.
+
+The names below are the whole public interface. They are loaded on first use, so that importing the
+package (and `isoresponse --help`) does not wait for torch. Tables (`isoresponse.records`), figures
+(`isoresponse.plot`) and the built-in models (`isoresponse.models`) are imported by name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isoresponse.attacks import Attack, FoolboxAttack, from_foolbox
+    from isoresponse.checks import NeuronCheck, check_neuron
+    from isoresponse.classifier import Classifier
+    from isoresponse.crossing import Solution
+    from isoresponse.exciting import MostExciting, most_exciting_input
+    from isoresponse.geometry import (
+        Curvatures,
+        FlatHessianWarning,
+        Jet,
+        LocalGeometry,
+        exact_jet,
+        local_geometry,
+        normal_curvature,
+        principal_curvatures,
+        secant_jet,
+        shape_operator,
+    )
+    from isoresponse.hooks import units
+    from isoresponse.loop import Status
+    from isoresponse.neuron import Box, Neuron
+    from isoresponse.operators import SymmetricOperator
+    from isoresponse.paths import Path, gradient_path, iso_walk
+    from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
+    from isoresponse.solve import closest_point, to_level
+    from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attacks": ("Attack", "FoolboxAttack", "from_foolbox"),
+    "checks": ("NeuronCheck", "check_neuron"),
+    "classifier": ("Classifier",),
+    "crossing": ("Solution",),
+    "exciting": ("MostExciting", "most_exciting_input"),
+    "geometry": (
+        "Curvatures",
+        "FlatHessianWarning",
+        "Jet",
+        "LocalGeometry",
+        "exact_jet",
+        "local_geometry",
+        "normal_curvature",
+        "principal_curvatures",
+        "secant_jet",
+        "shape_operator",
+    ),
+    "hooks": ("units",),
+    "loop": ("Status",),
+    "neuron": ("Box", "Neuron"),
+    "operators": ("SymmetricOperator",),
+    "paths": ("Path", "gradient_path", "iso_walk"),
+    "planes": ("Plane", "ResponseSurface", "contours", "response_surface"),
+    "solve": ("closest_point", "to_level"),
+    "susceptibility": ("Comparison", "Prediction", "compare", "predict_distance"),
+}
+
+__all__ = [
+    "Attack",
+    "Box",
+    "Classifier",
+    "Comparison",
+    "Curvatures",
+    "FlatHessianWarning",
+    "FoolboxAttack",
+    "Jet",
+    "LocalGeometry",
+    "MostExciting",
+    "Neuron",
+    "NeuronCheck",
+    "Path",
+    "Plane",
+    "Prediction",
+    "ResponseSurface",
+    "Solution",
+    "Status",
+    "SymmetricOperator",
+    "check_neuron",
+    "closest_point",
+    "compare",
+    "contours",
+    "exact_jet",
+    "from_foolbox",
+    "gradient_path",
+    "iso_walk",
+    "local_geometry",
+    "most_exciting_input",
+    "normal_curvature",
+    "predict_distance",
+    "principal_curvatures",
+    "response_surface",
+    "secant_jet",
+    "shape_operator",
+    "to_level",
+    "units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOME.items():
+        if name in names:
+            value = getattr(import_module(f"isoresponse.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'isoresponse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

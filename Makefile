@@ -1,0 +1,39 @@
+# One task list, for people and CI alike. `make help` says what each does.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= report
+
+.PHONY: help install report figures test lint bench clean
+
+help:        ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: .venv/installed  ## .venv with everything the report and the tests need
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[report,attacks,dev]"
+	@touch $@
+
+report: install  ## the report on the built-in example, in OUT (default: report/)
+	$(BIN)/isoresponse report --out $(OUT)
+
+figures: install  ## the figures of the essay, computed, in figures/
+	$(BIN)/isoresponse figures --out figures
+
+test: install  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+lint: install  ## style, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install  ## the tables of docs/design/measurements.md
+	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/exact.py
+
+clean:       ## remove what was built here
+	rm -rf .venv report figures build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
