@@ -189,7 +189,8 @@ def require_one_number(value: Any, cases: int, who: str) -> None:
 
 
 def _parameter(module: nn.Module) -> Tensor | None:
-    return next((p for p in module.parameters() if p.is_floating_point()), None)
+    tensors = (*module.parameters(), *module.buffers())
+    return next((t for t in tensors if t.is_floating_point()), None)
 
 
 def _require_same_kind(module: nn.Module, x: Tensor) -> None:

@@ -57,7 +57,7 @@ def gradient_path(
     level: float | Float[Tensor, " case"],
     *,
     knots: int = 21,
-    rtol: float = 1e-3,
+    rtol: float = 0.03,
     max_steps: int = 1000,
 ) -> Path:
     """The steepest path from `x` to the contour at `level`, with knots equally spaced in response.
@@ -70,7 +70,8 @@ def gradient_path(
     knots
         Number of points, both ends included.
     rtol
-        Accepted local error of a step, relative to the length the whole path would have if it were straight.
+        Accepted difference between the Euler and the Heun step, relative to the step (half the angle by which the
+        path may turn in it) or to a tenth of the length so far.
     max_steps
         Steps per case at most; two gradients each.
 
@@ -94,7 +95,8 @@ def gradient_path(
     points = problem.start.new_full((cases, knots, n), float("nan"))
     points[:, 0] = problem.start
     count = torch.zeros_like(total, dtype=torch.int64)
-    state = _Walk(problem.start, torch.zeros_like(total), torch.full_like(total, 1.0 / (knots - 1)), count + 1, points, count)
+    zero = torch.zeros_like(total)
+    state = _Walk(problem.start, zero, zero + 1.0 / (knots - 1), count + 1, points, zero, count)
 
     def step(s: _Walk, which: Tensor) -> tuple[_Walk, Tensor]:
         return _gradient_step(problem.select(which), s, start_value[which], total[which], knots, rtol)
@@ -163,6 +165,7 @@ class _Walk:
     size: Tensor  # next step, as a fraction
     knot: Tensor  # next knot to fill
     points: Tensor
+    travelled: Tensor  # length so far
     gradients: Tensor
 
 
@@ -186,22 +189,24 @@ def _gradient_step(
     euler = problem.clip(s.x + rise[:, None] * slope)
     slope_there, gradient_there, free_there = _climb(problem, euler, total)
     heun = problem.clip(s.x + 0.5 * rise[:, None] * (slope + slope_there))
-    scale = total.abs() * slope.norm(dim=1)
-    error = (heun - euler).norm(dim=1) / (rtol * scale).clamp_min(torch.finfo(scale.dtype).tiny)
+    length = (heun - s.x).norm(dim=1)
+    allowed = rtol * torch.maximum(length, 0.1 * s.travelled)
+    error = (heun - euler).norm(dim=1) / allowed.clamp_min(torch.finfo(length.dtype).tiny)
     # at a kink the two disagree however short the step: below SMALLEST it is crossed and corrected
     fine = ((error <= 1) | (size <= SMALLEST)) & torch.isfinite(heun).all(1)
-    ok = fine & free & free_there
     target = replace(problem, start=heun, level=start_value + (s.done + size) * total)
     target = replace(target, sign=torch.ones_like(total))
-    corrected = newton(target, rtol, 6, atol=1e-6 * total.abs() + 8 * torch.finfo(total.dtype).eps * target.level.abs())
-    there = torch.where((corrected.success & ok)[:, None], corrected.point, heun)
-    x = torch.where(ok[:, None], there, s.x)
+    corrected = newton(target, 0.0, 6, atol=1e-6 * total.abs() + 8 * torch.finfo(total.dtype).eps * target.level.abs())
+    # a correction longer than the step is a jump to another slope: the response cannot be had from here
+    ok = fine & free & free_there & corrected.success & (corrected.distance <= length)
+    x = torch.where(ok[:, None], corrected.point, s.x)
     arrived = ok & lands
     done = torch.where(ok, torch.where(lands, s.knot / (knots - 1), s.done + size), s.done)
     slot = torch.nn.functional.one_hot(s.knot.clamp(max=knots - 1), knots).bool() & arrived[:, None]
     points = torch.where(slot[:, :, None], x[:, None], s.points)
-    factor = torch.nan_to_num(0.9 * error.clamp_min(1e-12).rsqrt(), nan=0.2).clamp(0.2, 3.0)
-    stepped = (size * factor).clamp_min(SMALLEST)
+    factor = torch.nan_to_num(0.9 / error.clamp_min(1e-12), nan=0.2).clamp(0.2, 3.0)
+    factor = torch.where(ok, factor, factor.clamp(max=0.5))
+    stepped = torch.maximum(size * factor, torch.full_like(size, SMALLEST))
     stepped = torch.where(lands & ok, torch.maximum(s.size, stepped), stepped)
     knot = s.knot + arrived.long()
     status = status_tensor(Status.RUNNING, total)
@@ -210,7 +215,8 @@ def _gradient_step(
     status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
     status = status.masked_fill(~torch.isfinite(gradient).all(1), int(Status.NOT_FINITE))
     status = status.masked_fill(knot == knots, int(Status.DONE))
-    new = _Walk(x, done, stepped, knot, points, s.gradients + 2 + torch.where(ok, corrected.gradients, 0))
+    travelled = s.travelled + torch.where(ok, length, torch.zeros_like(length))
+    new = _Walk(x, done, stepped, knot, points, travelled, s.gradients + 2 + corrected.gradients)
     return new, status
 
 

@@ -1,0 +1,124 @@
+"""Figures of results: axes in, axes out; nothing is computed here and no global state is touched.
+
+Lines differ in colour *and* in dash or marker, colours are those of Okabe and Ito (2008) and the map
+"cividis", so that figures survive grey print and colour-blind eyes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from isoresponse.planes import ResponseSurface
+from isoresponse.susceptibility import Comparison
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
+)  # fmt: skip
+INK, FAINT = "#222222", "#9a9a9a"
+
+
+def surface(
+    ax: Axes, result: ResponseSurface, *, levels: Sequence[float] | int = 9, fmt: str = "%.3g", fill: bool = True
+) -> Axes:
+    """Contours of a response surface with their levels written on them; outside the box they are faded."""
+    x, y, z = (_numpy(t) for t in (result.x, result.y, result.response))
+    if isinstance(levels, int):
+        low, high = np.nanpercentile(z, [2, 98])
+        levels = [float(v) for v in np.linspace(low, high, levels)]
+    if fill:
+        ax.contourf(x, y, z, levels=_widened(levels, z), cmap="cividis", alpha=0.55)
+    lines = ax.contour(x, y, z, levels=list(levels), colors=INK, linewidths=0.8, linestyles="-")
+    ax.clabel(lines, fmt=fmt, fontsize=7)
+    inside = _numpy(result.inside)
+    if not inside.all():
+        ax.contourf(x, y, inside.astype(float), levels=[-0.5, 0.5], colors=["white"], alpha=0.65)
+        ax.contour(x, y, inside.astype(float), levels=[0.5], colors=INK, linewidths=1.2, linestyles=":")
+    ax.set_aspect("equal")
+    return ax
+
+
+def path(ax: Axes, points: Tensor, *, color: str = VERMILION, label: str | None = None, arrow: bool = True) -> Axes:
+    """A walk (knot, 2) with its knots, a dot at its start and an arrow at its end."""
+    p = _numpy(points)
+    p = p[np.isfinite(p).all(1)]
+    ax.plot(p[:, 0], p[:, 1], "-", color=color, lw=2, label=label, zorder=4)
+    ax.plot(p[:, 0], p[:, 1], ".", color=color, ms=4, zorder=5)
+    ax.plot(*p[0], "o", color=INK, ms=6, zorder=6)
+    if arrow and len(p) > 1:
+        ax.annotate("", p[-1], p[-2], arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2}, zorder=6)
+    return ax
+
+
+def prediction(
+    ax: Axes, measured: Tensor, predicted: Tensor, comparison: Comparison, *, name: str, units: str = "input units"
+) -> Axes:
+    """Predicted against measured distance, one point per case, with the identity line and the agreement."""
+    found, told = _numpy(measured), _numpy(predicted)
+    both = np.isfinite(found) & np.isfinite(told) & (found > 0) & (told > 0)
+    ax.plot(found[both], told[both], "o", ms=3.5, mfc="none", mec=BLUE, mew=0.8, alpha=0.8)
+    if both.any():
+        low, high = found[both].min() * 0.8, found[both].max() * 1.25
+        ax.plot([low, high], [low, high], "--", color=INK, lw=1, label="identity")
+        ax.set_xlim(low, high)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set_xlabel(f"measured distance ({units})")
+    ax.set_ylabel(f"predicted ({units})")
+    ax.set_title(name, fontsize=10)
+    text = (
+        f"Spearman {comparison.spearman:.3f}\nKendall {comparison.kendall:.3f}\n"
+        f"R² {_short(comparison.r2)}\n|log error| {comparison.median_abs_log_error:.3f}\ncases {comparison.cases}"
+    )
+    ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=8)
+    return ax
+
+
+def image(ax: Axes, picture: Tensor, *, title: str = "", bounds: tuple[float, float] = (0.0, 1.0), signed: bool = False) -> Axes:
+    """An input as a picture; one- and three-channel images as such, any other shape as a curve over its elements.
+
+    `signed` centres grey at zero, for perturbations; `bounds` are the values shown black and white.
+    """
+    p = _numpy(picture)
+    if p.ndim == 3 and p.shape[0] in (1, 3):
+        p = p[0] if p.shape[0] == 1 else np.moveaxis(p, 0, -1)
+    low, high = (-max(map(abs, bounds)), max(map(abs, bounds))) if signed else bounds
+    if p.ndim == 2:
+        ax.imshow(p, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    elif p.ndim == 3 and p.shape[-1] == 3:
+        ax.imshow(np.clip((p - low) / (high - low), 0, 1), interpolation="nearest")
+    else:
+        ax.plot(p.ravel(), color=INK, lw=0.8)
+        ax.set_ylim(low, high)
+        ax.set_xlabel("element", fontsize=7)
+    ax.set_title(title, fontsize=8)
+    if p.ndim >= 2:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return ax
+
+
+def legend_entry(color: str, label: str, style: str = "-") -> Line2D:
+    """A line for a legend that stands for something drawn without a label."""
+    return Line2D([], [], color=color, linestyle=style, label=label)
+
+
+def _widened(levels: Sequence[float], z: np.ndarray) -> list[float]:
+    low, high = float(np.nanmin(z)), float(np.nanmax(z))
+    inner = [v for v in levels if low < v < high]
+    return [low, *inner, high] if high > low else [low, low + 1.0]
+
+
+def _short(value: float) -> str:
+    return "n/a" if not np.isfinite(value) else (f"{value:.3f}" if value > -10 else "< -10")
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().double().numpy() if isinstance(value, Tensor) and value.dtype.is_floating_point else (
+        value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    )
