@@ -7,7 +7,6 @@ the pixel box in which the response increases. Each function returns a figure an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,21 +353,6 @@ def region(*, bend: float = 1.0, width: float = 0.35, size: int = 800) -> tuple[
         ax.set_title(title, fontsize=10)
     axes[0].set_ylabel("input units")
     return figure, numbers
-
-
-# --- all of them ------------------------------------------------------------------------------------------
-
-
-def write_figures(
-    makers: Iterable[tuple[str, Callable[[], tuple[Figure, dict[str, Any]]]]], folder: Path
-) -> dict[str, dict[str, Any]]:
-    """Draw every figure into `folder` as PNG and SVG; returns their numbers by name."""
-    numbers = {}
-    for name, make in makers:
-        figure, values = make()
-        save(figure, folder / name)
-        numbers[name] = values
-    return numbers
 
 
 def save(figure: Figure, stem: Path) -> None:

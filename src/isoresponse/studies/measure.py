@@ -1,0 +1,271 @@
+"""The study behind a report: the same inputs predicted from geometry and measured by two independent attacks.
+
+`measure` computes, `summary` says it in numbers with their intervals, `dataset` keeps every case. Nothing here
+draws or writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+import xarray as xr
+from torch import Tensor
+
+from isoresponse.attacks import from_foolbox
+from isoresponse.checks import NeuronCheck, check_neuron
+from isoresponse.classifier import OnCases
+from isoresponse.crossing import Solution
+from isoresponse.loop import Status, count_statuses, join
+from isoresponse.records import to_dataset, versions
+from isoresponse.studies.figures import perturbation_sizes
+from isoresponse.studies.subject import Subject
+from isoresponse.susceptibility import Comparison, Prediction, compare
+
+ORDERS = (0, 1, 2)
+OURS, THEIRS = "closest_adversary", "foolbox_ddn"
+RESAMPLES = 500
+
+Stage = Callable[[str, int], AbstractContextManager[OnCases]]  # (title, cases) -> what to tell of finished cases
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen: how many correctly classified cases, the seed that picks them, and the referee's steps."""
+
+    cases: int = 200
+    seed: int = 0
+    referee_steps: int = 1000
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        if self.cases < 1 or self.referee_steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"cases, referee steps and batch size must be at least 1, got {self.cases}, {self.referee_steps} and "
+                f"{self.batch_size}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Everything measured and predicted for the chosen cases of one subject."""
+
+    subject: Subject
+    settings: Settings
+    index: Tensor  # (case,) positions of the cases in the data
+    x: Tensor
+    labels: Tensor
+    accuracy: float
+    check: NeuronCheck
+    measured: dict[str, Solution] = field(default_factory=dict)
+    predicted: dict[int, Prediction] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def smallest(self) -> Tensor:
+        """The smallest measured distance of every case (case,) over all attacks; NaN where all failed."""
+        every = torch.stack([torch.nan_to_num(s.distance, nan=torch.inf) for s in self.measured.values()])
+        best = every.amin(0)
+        return best.masked_fill(torch.isinf(best), float("nan"))
+
+    @property
+    def adversarial(self) -> Tensor:
+        """The adversarial input (case, *shape) that belongs to `smallest`."""
+        every = torch.stack([torch.nan_to_num(s.distance, nan=torch.inf) for s in self.measured.values()])
+        points = torch.stack([s.point for s in self.measured.values()])
+        return points[every.argmin(0), torch.arange(len(self.x), device=self.x.device)]
+
+
+@contextmanager
+def silent(title: str, cases: int) -> Iterator[OnCases]:
+    """A `Stage` that reports nothing."""
+    yield lambda _cases: None
+
+
+def measure(subject: Subject, settings: Settings, *, stage: Stage = silent) -> Study:
+    """Predict and measure the distance to the decision boundary for correctly classified inputs of `subject`.
+
+    Raises
+    ------
+    ValueError
+        No input is classified as labelled, or the model breaks the contract that `check_neuron` states.
+    """
+    classifier = subject.classifier
+    right = torch.cat([
+        classifier.predict(a) == b for a, b in zip(subject.images.split(500), subject.labels.split(500), strict=True)
+    ])  # fmt: skip
+    if not bool(right.any()):
+        raise ValueError(
+            f"{subject.model_name} classifies none of the {len(right)} inputs as labelled, so there is no decision to study; "
+            "are the labels, the range of the inputs or their normalisation right?"
+        )
+    correct = torch.nonzero(right).flatten().cpu()
+    order = torch.randperm(len(correct), generator=torch.Generator().manual_seed(settings.seed))
+    index = correct[order[: settings.cases]].to(subject.images.device)
+    x, labels = subject.images[index], subject.labels[index]
+    some = slice(0, min(len(x), 32))
+    check = check_neuron(
+        classifier.decision(labels[some]), x[some], generator=torch.Generator().manual_seed(settings.seed)
+    )
+    study = Study(subject, settings, index, x, labels, float(right.double().mean()), check)
+    for predicted_order in ORDERS:
+        with _timed(study, f"order{predicted_order}"), stage(f"predict, order {predicted_order}", len(x)) as on_cases:
+            study.predicted[predicted_order] = classifier.predict_distance(
+                x, labels, order=predicted_order, batch_size=settings.batch_size, on_cases=on_cases
+            )
+    with _timed(study, OURS), stage("measure, closest adversary", len(x)) as on_cases:
+        study.measured[OURS] = classifier.closest_adversary(
+            x, labels, batch_size=settings.batch_size, on_cases=on_cases
+        )
+    _referee(study, stage)
+    return study
+
+
+def _referee(study: Study, stage: Stage) -> None:
+    """An independent, published attack on the same cases; its absence is said, not hidden."""
+    try:
+        import foolbox  # optional extra, a second to load
+    except ImportError as error:
+        study.left_out[THEIRS] = f"foolbox could not be imported ({error}); pip install 'isoresponse[attacks]'"
+        return
+    attack = from_foolbox(foolbox.attacks.DDNAttack(steps=study.settings.referee_steps))
+    size = study.settings.batch_size
+    parts = []
+    try:
+        with _timed(study, THEIRS), stage(f"measure, foolbox DDN × {study.settings.referee_steps}", len(study.x)) as on_cases:
+            for a, b in zip(study.x.split(size), study.labels.split(size), strict=True):
+                parts.append(attack.on_decision(study.subject.classifier, a, b))
+                on_cases(len(a))
+    except (ValueError, RuntimeError) as error:
+        study.left_out[THEIRS] = f"foolbox DDN failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return
+    study.measured[THEIRS] = join(parts)
+
+
+@contextmanager
+def _timed(study: Study, what: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    if study.x.is_cuda:
+        torch.cuda.synchronize(study.x.device)
+    study.seconds[what] = time.perf_counter() - begin
+
+
+def comparisons(study: Study) -> dict[int, Comparison]:
+    """Agreement of each order's prediction with the smallest measured distance."""
+    return {k: compare(p.distance, study.smallest) for k, p in study.predicted.items()}
+
+
+def intervals(predicted: Tensor, measured: Tensor, *, seed: int, resamples: int = RESAMPLES) -> dict[str, list[float]]:
+    """95 % bootstrap intervals (percentile, over cases) of the agreement of predicted with measured distances."""
+    both = torch.isfinite(predicted) & torch.isfinite(measured)
+    told, found = predicted[both].cpu(), measured[both].cpu()
+    names = ("spearman", "r2", "median_abs_log_error")
+    if len(told) < 10:
+        return {name: [float("nan"), float("nan")] for name in names}
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(told), (resamples, len(told)), generator=generator)
+    ranks_told, ranks_found = (scipy.stats.rankdata(t[draws].numpy(), axis=1) for t in (told, found))
+    spearman = [np.corrcoef(a, b)[0, 1] for a, b in zip(ranks_told, ranks_found, strict=True)]
+    a, b = told[draws].double().numpy(), found[draws].double().numpy()
+    r2 = 1 - np.square(a - b).sum(1) / np.square(b - b.mean(1, keepdims=True)).sum(1)
+    error = np.median(np.abs(np.log(a / b)), axis=1)
+    return {n: np.quantile(v, [0.025, 0.975]).tolist() for n, v in zip(names, (spearman, r2, error), strict=True)}
+
+
+def summary(study: Study) -> dict[str, Any]:
+    """The study in numbers: plain values only, NaN where there is no answer."""
+    agreement = comparisons(study)
+    sizes = perturbation_sizes(study.subject.classifier, study.x, study.adversarial, study.labels)
+    found = torch.isfinite(study.smallest)
+    reference = study.smallest
+    return {
+        "model": study.subject.model_name,
+        "data": study.subject.data_name,
+        "cases": len(study.x),
+        "seed": study.settings.seed,
+        "accuracy": study.accuracy,
+        "measured": {name: _attack_summary(s, study.seconds[name], reference) for name, s in study.measured.items()},
+        "prediction": {
+            f"order{k}": {
+                "spearman": c.spearman, "kendall": c.kendall, "r2": c.r2, "median_abs_log_error": c.median_abs_log_error,
+                "bias": c.bias, "cases": c.cases, "failed": c.failed,
+                "gradients_per_case": _mean(study.predicted[k].gradients), "forwards_per_case": _mean(study.predicted[k].forwards),
+                "seconds": study.seconds[f"order{k}"], "statuses": count_statuses(study.predicted[k].status),
+                "interval95": intervals(study.predicted[k].distance, reference, seed=study.settings.seed),
+            }
+            for k, c in agreement.items()
+        },
+        "perturbation": {
+            "median_rms": _median(sizes.rms), "median_grey_levels": _median(sizes.grey_levels),
+            "survives_8bit": float(sizes.survives_8bit[found].double().mean()) if bool(found.any()) else float("nan"),
+        },
+        "left_out": study.left_out,
+        "notes": list(study.check.notes),
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def _attack_summary(solution: Solution, seconds: float, reference: Tensor) -> dict[str, Any]:
+    won = int(solution.success.sum())
+    interval = scipy.stats.binomtest(won, len(solution)).proportion_ci(method="wilson")
+    ratio = (solution.distance / reference)[solution.success]
+    return {
+        "success": won / len(solution),
+        "success_interval95": [interval.low, interval.high],
+        "mean_l2": _mean(solution.distance[solution.success]),
+        "median_l2": _median(solution.distance),
+        "mean_ratio_to_smallest": _mean(ratio),
+        "gradients_per_case": _mean(solution.gradients),
+        "forwards_per_case": _mean(solution.forwards),
+        "seconds": seconds,
+        "statuses": count_statuses(solution.status),
+    }
+
+
+def dataset(study: Study) -> xr.Dataset:
+    """Every case with its input, adversarial input, predictions, measurements and statuses."""
+    shape_dims = ("channel", "height", "width") if study.x.ndim == 4 else None
+    parts = [to_dataset(s, shape_dims=shape_dims).rename(_prefixed(s, name)) for name, s in study.measured.items()]
+    parts += [
+        to_dataset(p, shape_dims=shape_dims).rename(_prefixed(p, f"order{k}")).drop_vars(f"order{k}_displacement")
+        for k, p in study.predicted.items()
+    ]
+    dims = parts[0][f"{OURS}_point"].dims
+    own = xr.Dataset(
+        {
+            "input": (dims, study.x.cpu().numpy(), {"units": "input", "long_name": "input studied"}),
+            "label": ("case", study.labels.cpu().numpy(), {"units": "1", "long_name": "its class"}),
+        },
+        coords={"case": ("case", study.index.cpu().numpy(), {"long_name": "position in the data"})},
+    )
+    return xr.merge([own, *parts], combine_attrs="drop")
+
+
+def _prefixed(result: Solution | Prediction, prefix: str) -> dict[str, str]:
+    return {name: f"{prefix}_{name}" for name in to_dataset(result).data_vars}
+
+
+def failures(study: Study) -> list[tuple[str, str, int]]:
+    """What failed and why: attack or prediction, the reason in words, the number of cases."""
+    rows = []
+    named = {**study.measured, **{f"prediction of order {k}": p for k, p in study.predicted.items()}}
+    for name, result in named.items():
+        counts = count_statuses(result.status)
+        rows += [(name, Status[s].sentence, n) for s, n in counts.items() if Status[s].failed]
+    return rows
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if len(values) else float("nan")
+
+
+def _median(values: Tensor) -> float:
+    return float(values.nanmedian()) if bool(torch.isfinite(values).any()) else float("nan")

@@ -1,0 +1,99 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from isoresponse.hooks import units
+from isoresponse.models.digits import BUILT_IN
+from isoresponse.studies.report import ATTACK_NAMES, ORDER_NAMES, number
+from isoresponse.studies.subject import load_module
+
+
+def report_tables(numbers: dict[str, Any], out: Path) -> None:
+    """Print what a report found, and where its page is."""
+    console = Console()
+    measured = Table(title=f"{numbers['model']} on {numbers['data']}: measured, {numbers['cases']} cases", title_justify="left")
+    for column in ("attack", "success", "mean L2", "median L2", "ratio", "gradients", "forwards", "seconds"):
+        measured.add_column(column, justify="left" if column == "attack" else "right")
+    for name, row in numbers["measured"].items():
+        measured.add_row(
+            ATTACK_NAMES.get(name, name), f"{row['success']:.1%}", number(row["mean_l2"], 4), number(row["median_l2"], 4),
+            number(row["mean_ratio_to_smallest"], 4), number(row["gradients_per_case"], 1),
+            number(row["forwards_per_case"], 1), number(row["seconds"], 2),
+        )  # fmt: skip
+    predicted = Table(title="predicted from geometry alone", title_justify="left")
+    for column in ("prediction", "Spearman", "Kendall", "R²", "|log error|", "failed", "gradients"):
+        predicted.add_column(column, justify="left" if column == "prediction" else "right")
+    for order, name in ORDER_NAMES.items():
+        row = numbers["prediction"][f"order{order}"]
+        predicted.add_row(
+            name, number(row["spearman"]), number(row["kendall"]), number(row["r2"]), number(row["median_abs_log_error"], 4),
+            str(row["failed"]), number(row["gradients_per_case"], 1),
+        )  # fmt: skip
+    console.print(measured)
+    console.print(predicted)
+    for name, reason in numbers["left_out"].items():
+        console.print(f"not measured, {ATTACK_NAMES.get(name, name)}: {reason}", markup=False)
+    for note in numbers["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"report: {out / 'index.html'}", markup=False, soft_wrap=True)
+
+
+def figure_table(numbers: dict[str, dict[str, Any]], out: Path) -> None:
+    """Print which figures were written and their main numbers."""
+    table = Table(title="figures", title_justify="left")
+    table.add_column("figure")
+    table.add_column("in numbers")
+    for name, values in numbers.items():
+        table.add_row(name, ", ".join(_flat(values)))
+    console = Console()
+    console.print(table)
+    console.print(f"figures: {out}", markup=False, soft_wrap=True)
+
+
+def unit_table(model: str, shape: str) -> None:
+    """Print the layers of `model`, the shape of their outputs and an example of a unit in each.
+
+    Raises
+    ------
+    ValueError
+        A model that does not load, or a shape that is missing or not a list of positive integers.
+    """
+    module = load_module(model)
+    if not shape and model in BUILT_IN:
+        shape = "1,8,8" if model.startswith("digits") else "1,28,28"
+    try:
+        sizes = tuple(int(s) for s in shape.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"--shape must list the sizes of one input, e.g. 3,224,224, got {shape!r}.")
+    table = Table(title=f"units of {model}, input {sizes}", title_justify="left")
+    for column in ("layer", "output of one case", "units", "example"):
+        table.add_column(column, justify="right" if column == "units" else "left")
+    for name, output in units(module, sizes):
+        count = 1
+        for size in output:
+            count *= size
+        middle = tuple(s // 2 for s in output)
+        unit = f"unit={middle[0] if len(middle) == 1 else middle}"
+        example = f"layer={name!r}, {unit}" if name else unit
+        table.add_row(name or "(output)", str(output), str(count), example)
+    Console().print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key} ")
+        elif isinstance(value, float):
+            found.append(f"{prefix}{key} {value:.4g}")
+        elif isinstance(value, int | str):
+            found.append(f"{prefix}{key} {value}")
+    return found
