@@ -35,7 +35,7 @@ class NeuronCheck:
         return "\n".join([head, *self.notes])
 
 
-def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: Generator) -> NeuronCheck:
+def check_neuron(neuron: Neuron, x: Float[Tensor, case * shape], *, generator: Generator) -> NeuronCheck:
     """Ranges and notes for a sound response function; a sentence with the likely cause for an unsound one.
 
     Parameters
@@ -82,7 +82,9 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: 
         notes.append(f"{neuron.name} is constant near every input given: no perturbation can be found or predicted.")
     elif bool((steepness == 0).any()):
         dead = int((steepness == 0).sum())
-        notes.append(f"the gradient vanishes at {dead} of {len(x)} inputs (dead or saturated there): those cases will be FLAT.")
+        notes.append(
+            f"the gradient vanishes at {dead} of {len(x)} inputs (dead or saturated there): those cases will be FLAT."
+        )
     if vanishes:
         notes.append(
             "the Hessian is zero almost everywhere (linear, or piecewise linear such as ReLU): exact curvature says "

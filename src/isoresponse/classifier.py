@@ -82,7 +82,7 @@ class Classifier:
             )
         return cls(forward, tuple(shape), output.shape[1], box or Box(), name or type(module).__name__)
 
-    def predict(self, x: Float[Tensor, "case *shape"]) -> Int[Tensor, " case"]:
+    def predict(self, x: Float[Tensor, case * shape]) -> Int[Tensor, " case"]:
         """The class with the largest score (case,)."""
         with torch.no_grad():
             return self.logits(x).argmax(1)
@@ -122,7 +122,7 @@ class Classifier:
 
     def closest_adversary(
         self,
-        x: Float[Tensor, "case *shape"],
+        x: Float[Tensor, case * shape],
         labels: Int[Tensor, " case"],
         *,
         max_steps: int = 16,
@@ -158,7 +158,7 @@ class Classifier:
 
     def predict_distance(
         self,
-        x: Float[Tensor, "case *shape"],
+        x: Float[Tensor, case * shape],
         labels: Int[Tensor, " case"],
         *,
         order: int = 2,
@@ -193,7 +193,9 @@ class Classifier:
             nearest = ranked.distance.argmin(1)
             first = ranked.feet[torch.arange(len(x), device=x.device), nearest]
             status = ranked.status.gather(1, nearest[:, None])[:, 0]
-            told = as_prediction(first, x, status, torch.zeros_like(first[:, 0]), None, spent, torch.ones_like(spent), 1)
+            told = as_prediction(
+                first, x, status, torch.zeros_like(first[:, 0]), None, spent, torch.ones_like(spent), 1
+            )
         else:
             each = predict_distance(self.margin(labels[cases], rivals), x[cases], 0.0, order=2)
             best = _first_smallest(each.distance, cases, len(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,12 @@ app = typer.Typer(
     help="Iso-response geometry: how small a change of an input changes a model's answer, predicted and measured.",
 )
 
-ModelOption = Annotated[str, typer.Option(help="digits-mlp, digits-cnn, mnist-mlp, mnist-cnn, package.module:name or file.py:name")]
-InputsOption = Annotated[Path | None, typer.Option(help=".npz with arrays 'inputs' and 'labels', or a folder with the MNIST files")]
+ModelOption = Annotated[
+    str, typer.Option(help="digits-mlp, digits-cnn, mnist-mlp, mnist-cnn, package.module:name or file.py:name")
+]
+InputsOption = Annotated[
+    Path | None, typer.Option(help=".npz with arrays 'inputs' and 'labels', or a folder with the MNIST files")
+]
 SeedOption = Annotated[int, typer.Option(help="picks the cases and trains the built-in model")]
 
 
@@ -48,10 +53,15 @@ def report(
     cases: Annotated[int, typer.Option(help="number of correctly classified inputs")] = 200,
     seed: SeedOption = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; 0: one for inputs of under 256 elements, else torch's choice")
+    ] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     """Predict and measure how small a perturbation changes the model's decisions; write a report with pictures."""
     with _stage("load libraries", None):
+        import torch
+
         from isoresponse.studies.measure import Settings, measure
         from isoresponse.studies.report import finished_folder, write_report
         from isoresponse.studies.subject import load_subject
@@ -61,6 +71,8 @@ def report(
     with finished_folder(out) as folder:
         with _epochs(f"train {model}") as on_epoch:
             subject = load_subject(model, inputs=inputs, bounds=bounds, seed=seed, device=device, on_epoch=on_epoch)
+        if threads or subject.images[0].numel() < 256:
+            torch.set_num_threads(max(1, threads))
         study = measure(subject, settings, stage=_stage)
         with _stage("draw and write", None):
             numbers = write_report(study, folder)
@@ -71,7 +83,9 @@ def report(
 def figures(
     out: Annotated[Path, typer.Option(help="folder to write; replaced if earlier figures are there")],
     only: Annotated[list[str] | None, typer.Option(help="name of a figure; may be repeated")] = None,
-    dem: Annotated[Path | None, typer.Option(help=".npz with an array 'elevation' (and lat, lon) for topography and ascent")] = None,
+    dem: Annotated[
+        Path | None, typer.Option(help=".npz with an array 'elevation' (and lat, lon) for topography and ascent")
+    ] = None,
     seed: SeedOption = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
@@ -101,6 +115,7 @@ def units(
 def main() -> None:
     """Entry point: one sentence and exit status 2 for bad input, 130 when interrupted, no traceback without --debug."""
     debug = "--debug" in sys.argv
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not spin when the machine is shared
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:
@@ -114,7 +129,9 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        sys.stderr.write(f"error: {type(error).__name__}: {_sentence(error)} (run again with --debug for the traceback)\n")
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {_sentence(error)} (run again with --debug for the traceback)\n"
+        )
         raise SystemExit(1) from None
 
 
@@ -130,7 +147,9 @@ def _stage(title: str, cases: int | None) -> Iterator[OnCases]:
     from tqdm.auto import tqdm
 
     shape: dict[str, Any] = {"bar_format": "{desc}: {elapsed}"} if cases is None else {}
-    with tqdm(total=cases, desc=f"{title:<32}", unit="case", leave=True, mininterval=0.3, file=sys.stderr, **shape) as bar:
+    with tqdm(
+        total=cases, desc=f"{title:<32}", unit="case", leave=True, mininterval=0.3, file=sys.stderr, **shape
+    ) as bar:
         yield bar.update
 
 

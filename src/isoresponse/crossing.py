@@ -58,7 +58,13 @@ class Solution:
 
 
 def as_solution(
-    point: Tensor, value: Tensor, distance: Tensor, optimality: Tensor, status: Tensor, gradients: Tensor, forwards: Tensor
+    point: Tensor,
+    value: Tensor,
+    distance: Tensor,
+    optimality: Tensor,
+    status: Tensor,
+    gradients: Tensor,
+    forwards: Tensor,
 ) -> Solution:
     """A `Solution` in which every failed case is NaN."""
     bad, nan = failed(status), float("nan")
@@ -203,18 +209,22 @@ def cross_ray(
     f_low, f_high = below, problem.excess(problem.clip(candidate))
     spent = torch.ones_like(below, dtype=torch.int64)
     side = torch.zeros_like(below)
-    reach = ((problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs())
+    reach = (problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs()
     farthest = torch.nan_to_num(reach.masked_fill(direction == 0, 0.0), posinf=1e30).amax(1).clamp(1.0, 1e6)
     for count in range(evaluations):
         expanding = ~(f_high > 0)
-        active = torch.where(expanding, (high < farthest) & torch.isfinite(f_high) & (count < 12), high - low > width * high)
+        active = torch.where(
+            expanding, (high < farthest) & torch.isfinite(f_high) & (count < 12), high - low > width * high
+        )
         cases = torch.nonzero(active).flatten()
         if len(cases) == 0:
             break
         secant = high - f_high * (high - low) / torch.where(f_high == f_low, torch.ones_like(f_high), f_high - f_low)
         beyond = torch.where(f_high > f_low, high + 1.1 * (secant - high), 4 * high)
         beyond = torch.minimum(torch.maximum(beyond, 1.02 * high), torch.minimum(4 * high, farthest))
-        within = torch.minimum(torch.maximum(secant, low + 0.02 * (high - low)), high - 0.25 * torch.minimum(width * high, high - low))
+        within = torch.minimum(
+            torch.maximum(secant, low + 0.02 * (high - low)), high - 0.25 * torch.minimum(width * high, high - low)
+        )
         t = torch.where(expanding, beyond, within)
         f = f_high.index_copy(0, cases, at(t, cases))
         spent = spent.index_add(0, cases, torch.ones_like(cases))

@@ -102,7 +102,9 @@ def most_exciting_input(
     radius = float("inf") if norm is None else norm
     draws = torch.randn((starts, origin.shape[1]), generator=generator, dtype=like.dtype, device=generator.device)
     draws = draws.to(like.device)
-    span = min(radius, float((upper - lower).mean()) if bounded else radius) * (1.0 if norm else draws.shape[1] ** 0.5 / 4)
+    span = min(radius, float((upper - lower).mean()) if bounded else radius) * (
+        1.0 if norm else draws.shape[1] ** 0.5 / 4
+    )
     first = _project(origin + 0.5 * span * draws / draws.norm(dim=1, keepdim=True), origin, radius, flat)
     problem = Problem.signed(flat, origin.expand(starts, -1), torch.zeros(starts).to(like), torch.ones(starts).to(like))
     state, status = _ascend(problem, first, radius, max_steps, rtol)
@@ -110,7 +112,13 @@ def most_exciting_input(
     order = torch.nan_to_num(values, nan=-torch.inf).argsort(descending=True)
     points = state.best.masked_fill(failed(status)[:, None], float("nan"))[order].reshape(starts, *neuron.shape)
     return MostExciting(
-        points[0], values[order[0]], points, values[order], state.optimality[order], status[order], state.gradients[order]
+        points[0],
+        values[order[0]],
+        points,
+        values[order],
+        state.optimality[order],
+        status[order],
+        state.gradients[order],
     )
 
 
@@ -125,9 +133,7 @@ class _Ascent:
     gradients: Tensor
 
 
-def _ascend(
-    problem: Problem, first: Tensor, radius: float, max_steps: int, rtol: float
-) -> tuple[_Ascent, Tensor]:
+def _ascend(problem: Problem, first: Tensor, radius: float, max_steps: int, rtol: float) -> tuple[_Ascent, Tensor]:
     """Projected gradient ascent with a Barzilai-Borwein step that is shortened after every failure."""
     value = torch.full_like(problem.level, -torch.inf)
     state = _Ascent(

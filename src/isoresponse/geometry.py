@@ -61,7 +61,9 @@ class LocalGeometry:
     """The four meanings of one 2-jet, in the frame of the gradient."""
 
     spacing: Tensor = axes("case", units="input/response", about="distance between contours, 1/|g|")
-    spacing_rate: Tensor = axes("case", units="1/input", about="N'HN/|g|: contours crowd along the attack where positive")
+    spacing_rate: Tensor = axes(
+        "case", units="1/input", about="N'HN/|g|: contours crowd along the attack where positive"
+    )
     turning: Tensor = axes("case", "n", units="1/input", about="PHN/|g|: how the steepest path turns, a tangent vector")
     normal: Tensor = axes("case", "n", about="unit normal towards rising response")
     scale: Tensor = axes("case", units="input", about="scale of the jet, 0 for exact")
@@ -78,7 +80,7 @@ class Curvatures:
     error: Tensor = axes("case", about="relative asymmetry of the jet's Hessian")
 
 
-def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
+def exact_jet(neuron: Neuron, x: Float[Tensor, case * shape]) -> Jet:
     """The 2-jet by automatic differentiation; each Hessian product costs about one more backward pass.
 
     Raises ValueError for invalid inputs. Holds the autograd graph as long as the jet lives.
@@ -101,7 +103,7 @@ def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
 
 def secant_jet(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
     *,
     scale: float | Tensor,
     basis: Float[Tensor, "case k n"] | None = None,
@@ -176,7 +178,7 @@ def krylov_jet(
     length = displacement.norm(dim=1, keepdim=True)
     tried, changes = [], []
     step = displacement
-    for k in range(steps):
+    for _ in range(steps):
         ahead, behind = neuron.box.clip(x + step) - x, neuron.box.clip(x - step) - x
         roomier = ahead.norm(dim=1, keepdim=True) >= 0.5 * behind.norm(dim=1, keepdim=True)
         step = torch.where(roomier, ahead, behind)
@@ -214,7 +216,7 @@ def shape_operator(jet: Jet) -> SymmetricOperator:
     return SymmetricOperator(product, jet.gradient)
 
 
-def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
+def normal_curvature(jet: Jet, direction: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
     """Curvature (case,), in 1/input, of the contour along the tangential part of `direction`.
 
     NaN where the direction has no tangential part or the gradient vanishes. One Hessian product.
@@ -266,11 +268,9 @@ def principal_curvatures(jet: Jet, rank: int, *, generator: Generator, steps: in
     order = pairs.values.abs().argsort(dim=1, descending=True)[:, :rank]
     order = order.gather(1, pairs.values.gather(1, order).argsort(dim=1, descending=True))
     directions = pairs.vectors.gather(1, order[:, :, None].expand(-1, -1, n))
-    return Curvatures(
-        pairs.values.gather(1, order), directions, pairs.residuals.gather(1, order), jet.scale, jet.error
-    )
+    return Curvatures(pairs.values.gather(1, order), directions, pairs.residuals.gather(1, order), jet.scale, jet.error)
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, zero where b is."""
+    """A / b, zero where b is."""
     return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

@@ -128,7 +128,9 @@ def probe(
             output = forward(x)
     except (RuntimeError, IndexError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}") from error
+        raise ValueError(
+            f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}"
+        ) from error
     if any_output:
         return x
     if not isinstance(output, Tensor):
@@ -137,7 +139,9 @@ def probe(
             "that returns the tensor you mean."
         )
     if output.ndim == 0 or len(output) != 2:
-        raise ValueError(f"{where} must keep the case axis first: two inputs gave an output of shape {tuple(output.shape)}.")
+        raise ValueError(
+            f"{where} must keep the case axis first: two inputs gave an output of shape {tuple(output.shape)}."
+        )
     return output
 
 
@@ -151,19 +155,26 @@ def unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Ten
     if unit is None:
         if count == 1:
             return lambda output: output.flatten(1)[:, 0] if output.ndim > 1 else output
-        raise ValueError(f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}.")
-    index = (unit,) if isinstance(unit, int) else tuple(unit)
+        raise ValueError(
+            f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}."
+        )
+    index: tuple[int, ...] = (unit,) if isinstance(unit, int) else tuple(unit)
     ranges = ", ".join(f"0..{s - 1}" for s in sizes) or "none"
-    fits = len(index) == len(sizes) and all(isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True))
+    fits = len(index) == len(sizes) and all(
+        isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True)
+    )
     if not fits:
         near = tuple(min(max(i, 0), s - 1) for i, s in zip(index, sizes, strict=False) if isinstance(i, int))
         hint = near if len(near) == len(sizes) else _example(sizes)
-        hint_text = hint if isinstance(hint, tuple) and len(hint) != 1 else (hint[0] if isinstance(hint, tuple) else hint)
+        hint_text = (
+            hint if isinstance(hint, tuple) and len(hint) != 1 else (hint[0] if isinstance(hint, tuple) else hint)
+        )
         raise ValueError(
             f"no unit {unit!r} in {where}: its output for one case has shape {sizes}, so an index has "
             f"{len(sizes)} parts in the ranges {ranges}. Did you mean unit={hint_text}?"
         )
-    return lambda output: output[(slice(None), *index)]
+    at: tuple[Any, ...] = (slice(None), *index)
+    return lambda output: output[at]
 
 
 def _example(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -172,6 +183,7 @@ def _example(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def unit_label(unit: Unit) -> str:
+    """Short text for a unit, for names and figures."""
     if unit is None:
         return ""
     if callable(unit):
@@ -180,6 +192,7 @@ def unit_label(unit: Unit) -> str:
 
 
 def require_one_number(value: Any, cases: int, who: str) -> None:
+    """Raise ValueError unless `value` is a tensor of shape (cases,)."""
     if not isinstance(value, Tensor) or value.shape != (cases,):
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(

@@ -56,19 +56,19 @@ class Box:
             torch.as_tensor(self.upper, dtype=like.dtype, device=like.device),
         )
 
-    def contains(self, x: Float[Tensor, "case *shape"], atol: float = 0.0) -> Bool[Tensor, " case"]:
+    def contains(self, x: Float[Tensor, case * shape], atol: float = 0.0) -> Bool[Tensor, " case"]:
         """Which cases lie inside, allowing `atol` (input units) beyond each bound."""
         lower, upper = self.bounds(x)
         return ((x >= lower - atol) & (x <= upper + atol)).flatten(1).all(1)
 
-    def clip(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, "case *shape"]:
+    def clip(self, x: Float[Tensor, case * shape]) -> Float[Tensor, case * shape]:
         """The nearest point inside the box."""
         lower, upper = self.bounds(x)
         return torch.minimum(torch.maximum(x, lower), upper)
 
     def free(
-        self, x: Float[Tensor, "case *shape"], direction: Float[Tensor, "case *shape"]
-    ) -> Bool[Tensor, "case *shape"]:
+        self, x: Float[Tensor, case * shape], direction: Float[Tensor, case * shape]
+    ) -> Bool[Tensor, case * shape]:
         """Which elements of `x` can move along `direction` without leaving the box."""
         lower, upper = self.bounds(x)
         return ~(((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0)))
@@ -155,24 +155,24 @@ class Neuron:
         label = name or f"{layer or 'output'}{unit_label(unit)}"
         return cls(lambda x: pick(forward(x)), tuple(shape), box or Box(), label)
 
-    def __call__(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
+    def __call__(self, x: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
         """Responses (case,) in response units."""
         value = self.response(x, *self.given)
         require_one_number(value, len(x), f"{self.name!r}")
         return value
 
     def select(self, cases: Tensor) -> Neuron:
-        """This neuron for some of its cases (indices or mask); itself where no case differs."""
+        """The same neuron for some of its cases (indices or mask); itself where no case differs."""
         return replace(self, given=tuple(g[cases] for g in self.given)) if self.given else self
 
-    def value(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
+    def value(self, x: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
         """Responses without a graph: one forward pass per case."""
         with torch.no_grad():
             return self(x)
 
     def value_and_grad(
-        self, x: Float[Tensor, "case *shape"]
-    ) -> tuple[Float[Tensor, " case"], Float[Tensor, "case *shape"]]:
+        self, x: Float[Tensor, case * shape]
+    ) -> tuple[Float[Tensor, " case"], Float[Tensor, case * shape]]:
         """Responses (case,) and gradients (case, *shape): one forward and one backward pass per case.
 
         A response that does not depend on the input has gradient zero; `check_neuron` tells a constant
@@ -184,18 +184,14 @@ class Neuron:
             gradient = _grad(value, x, create_graph=False)
         return value.detach(), gradient.detach()
 
-    def hvp(
-        self, x: Float[Tensor, "case *shape"], v: Float[Tensor, "case *shape"]
-    ) -> Float[Tensor, "case *shape"]:
+    def hvp(self, x: Float[Tensor, case * shape], v: Float[Tensor, case * shape]) -> Float[Tensor, case * shape]:
         """Exact Hessian-vector products, zero where the response is affine.
 
         Reverse over reverse: about 2.2 gradients, and works with every `autograd.Function`.
         """
         return self.linearise(x)[2](v)
 
-    def linearise(
-        self, x: Float[Tensor, "case *shape"]
-    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Float[Tensor, case * shape]) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Value (case,), gradient (case, *shape) and Hessian product `v -> H v` that share one graph.
 
         The graph is kept for as long as the product is referenced.

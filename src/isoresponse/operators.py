@@ -48,7 +48,8 @@ class SymmetricOperator:
 @dataclass(frozen=True, eq=False)
 class RitzPairs:
     """Approximate eigenpairs: `values` (case, k) ascending, `vectors` (case, k, n) orthonormal,
-    `residuals` (case, k), each a bound on the distance of its value to the nearest eigenvalue."""
+    `residuals` (case, k), each a bound on the distance of its value to the nearest eigenvalue.
+    """
 
     values: Tensor
     vectors: Tensor
@@ -188,7 +189,9 @@ def inverse_secant_product(
     that stands for all directions not yet seen (Nocedal 1980).
     """
     overlap = (steps * changes).sum(2)
-    weight = torch.where(overlap > 0, 1 / torch.where(overlap > 0, overlap, torch.ones_like(overlap)), torch.zeros_like(overlap))
+    weight = torch.where(
+        overlap > 0, 1 / torch.where(overlap > 0, overlap, torch.ones_like(overlap)), torch.zeros_like(overlap)
+    )
     memory = steps.shape[1]
     along = [overlap[:, 0]] * memory
     for k in reversed(range(memory)):

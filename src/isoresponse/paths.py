@@ -27,8 +27,10 @@ SMALLEST = 1e-4  # step of gradient_path, as a fraction of the way, that is take
 class Path:
     """Points along a walk, a fixed number of knots per case; knots beyond a case's end are NaN.
 
-    `orthogonality` is the angle between the gradient at a knot and the chord through its neighbours: what a
-    gradient path must keep at zero, up to its curvature over the chord, and an iso-response walk at 90 degrees.
+    `orthogonality` is the angle between the gradient at a knot and the chord through its neighbours, over the
+    elements strictly inside the box: what a gradient path keeps at zero, up to its turning between knots, and an
+    iso-response walk at 90 degrees. Along a kink of a piecewise linear response a steepest path slides, its
+    direction a mixture of the gradients on both sides, and the angle to either of them is not zero.
     """
 
     points: Tensor = axes("case", "knot", "*shape", units="input", about="points on the path")
@@ -53,7 +55,7 @@ class Path:
 
 def gradient_path(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
     level: float | Float[Tensor, " case"],
     *,
     knots: int = 21,
@@ -109,8 +111,8 @@ def gradient_path(
 
 def iso_walk(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
-    direction: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
+    direction: Float[Tensor, case * shape],
     *,
     step: float,
     knots: int = 21,
@@ -187,7 +189,7 @@ def _gradient_step(
     rise = size * total
     slope, gradient, free = _climb(problem, s.x, total)
     euler = problem.clip(s.x + rise[:, None] * slope)
-    slope_there, gradient_there, free_there = _climb(problem, euler, total)
+    slope_there, _, free_there = _climb(problem, euler, total)
     heun = problem.clip(s.x + 0.5 * rise[:, None] * (slope + slope_there))
     length = (heun - s.x).norm(dim=1)
     allowed = rtol * torch.maximum(length, 0.1 * s.travelled)
@@ -227,7 +229,9 @@ def _climb(problem: Problem, x: Tensor, total: Tensor) -> tuple[Tensor, Tensor, 
     held = ((x <= problem.lower) & (ahead < 0)) | ((x >= problem.upper) & (ahead > 0))
     moving = gradient.masked_fill(held, 0.0)
     square = (moving * moving).sum(1, keepdim=True)
-    slope = torch.where(square > 0, moving / torch.where(square > 0, square, torch.ones_like(square)), torch.zeros_like(moving))
+    slope = torch.where(
+        square > 0, moving / torch.where(square > 0, square, torch.ones_like(square)), torch.zeros_like(moving)
+    )
     return slope, gradient, square[:, 0] > 0
 
 
@@ -250,7 +254,9 @@ def _contour_step(problem: Problem, s: _Along, step: float, rtol: float, knots: 
     slot = torch.nn.functional.one_hot(s.knot.clamp(max=knots - 1), knots).bool() & ok[:, None]
     points = torch.where(slot[:, :, None], x[:, None], s.points)
     status = status.masked_fill(ok & (knot == knots), int(Status.DONE))
-    return _Along(x, torch.where(ok[:, None], unit, s.direction), knot, points, s.gradients + 1 + corrected.gradients), status
+    return _Along(
+        x, torch.where(ok[:, None], unit, s.direction), knot, points, s.gradients + 1 + corrected.gradients
+    ), status
 
 
 def _tangent(problem: Problem, x: Tensor, direction: Tensor, gradient: Tensor) -> Tensor:
@@ -273,11 +279,9 @@ def _tangent(problem: Problem, x: Tensor, direction: Tensor, gradient: Tensor) -
     return tangent
 
 
-def _as_path(
-    problem: Problem, state: _Walk | _Along, status: Tensor, targets: Tensor, shape: torch.Size
-) -> Path:
+def _as_path(problem: Problem, state: _Walk | _Along, status: Tensor, targets: Tensor, shape: torch.Size) -> Path:
     points = state.points
-    cases, knots, n = points.shape
+    cases, knots = points.shape[:2]
     passed = torch.isfinite(points).all(2)
     responses, angles = [], []
     for k in range(knots):
@@ -285,9 +289,9 @@ def _as_path(
         value, gradient = problem.neuron.value_and_grad(here)
         before, after = points[:, max(k - 1, 0)], points[:, min(k + 1, knots - 1)]
         after = torch.where(torch.isfinite(after), after, points[:, k])
-        chord = after - before
-        moving = gradient * (chord != 0)  # elements held at a bound take no part
-        cosine = (moving * chord).sum(1) / (moving.norm(dim=1) * chord.norm(dim=1))
+        free = (here > problem.lower) & (here < problem.upper)  # elements held at a bound take no part
+        chord, normal = (after - before) * free, gradient * free
+        cosine = (normal * chord).sum(1) / (normal.norm(dim=1) * chord.norm(dim=1))
         angles.append(torch.arccos(cosine.abs().clamp(max=1.0)).masked_fill(~passed[:, k], float("nan")))
         responses.append(value.masked_fill(~passed[:, k], float("nan")))
     response = torch.stack(responses, 1)

@@ -79,11 +79,11 @@ class Plane:
             )
         return cls(origin, torch.stack([u, v / v.norm()]))
 
-    def inject(self, coordinates: Float[Tensor, "case 2"]) -> Float[Tensor, "case *shape"]:
+    def inject(self, coordinates: Float[Tensor, "case 2"]) -> Float[Tensor, case * shape]:
         """Inputs at plane coordinates (a, b)."""
         return self.origin + (coordinates @ self.basis).reshape(-1, *self.origin.shape)
 
-    def project(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, "case 2"]:
+    def project(self, x: Float[Tensor, case * shape]) -> Float[Tensor, "case 2"]:
         """Plane coordinates of the foot points of inputs."""
         return (x - self.origin).flatten(1) @ self.basis.T
 
@@ -125,8 +125,7 @@ def response_surface(
         raise ValueError(f"the plane has inputs of shape {tuple(plane.origin.shape)}, the neuron of {neuron.shape}.")
     if size < 2 or not (x[0] < x[1] and y[0] < y[1]):
         raise ValueError(f"a surface needs size >= 2 and increasing ranges, got size={size}, x={x}, y={y}.")
-    kind = {"dtype": plane.origin.dtype, "device": plane.origin.device}
-    xs, ys = torch.linspace(*x, size, **kind), torch.linspace(*y, size, **kind)
+    xs, ys = (torch.linspace(low, high, size).to(plane.origin) for low, high in (x, y))
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2)
     parts = [plane.inject(part) for part in grid.split(batch_size)]
     response = torch.cat([neuron.value(p) for p in parts]).reshape(size, size)

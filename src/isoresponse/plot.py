@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from isoresponse.planes import ResponseSurface
@@ -79,7 +78,9 @@ def prediction(
     return ax
 
 
-def image(ax: Axes, picture: Tensor, *, title: str = "", bounds: tuple[float, float] = (0.0, 1.0), signed: bool = False) -> Axes:
+def image(
+    ax: Axes, picture: Tensor, *, title: str = "", bounds: tuple[float, float] = (0.0, 1.0), signed: bool = False
+) -> Axes:
     """An input as a picture; one- and three-channel images as such, any other shape as a curve over its elements.
 
     `signed` centres grey at zero, for perturbations; `bounds` are the values shown black and white.
@@ -103,11 +104,6 @@ def image(ax: Axes, picture: Tensor, *, title: str = "", bounds: tuple[float, fl
     return ax
 
 
-def legend_entry(color: str, label: str, style: str = "-") -> Line2D:
-    """A line for a legend that stands for something drawn without a label."""
-    return Line2D([], [], color=color, linestyle=style, label=label)
-
-
 def _widened(levels: Sequence[float], z: np.ndarray) -> list[float]:
     low, high = float(np.nanmin(z)), float(np.nanmax(z))
     inner = [v for v in levels if low < v < high]
@@ -119,6 +115,8 @@ def _short(value: float) -> str:
 
 
 def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().double().numpy() if isinstance(value, Tensor) and value.dtype.is_floating_point else (
-        value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return (
+        value.detach().cpu().double().numpy()
+        if isinstance(value, Tensor) and value.dtype.is_floating_point
+        else (value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
     )

@@ -25,7 +25,9 @@ from isoresponse.loop import Status
 SCHEMA = 1
 
 
-def to_dataset(result: Any, *, coords: dict[str, Any] | None = None, shape_dims: tuple[str, ...] | None = None) -> xr.Dataset:
+def to_dataset(
+    result: Any, *, coords: dict[str, Any] | None = None, shape_dims: tuple[str, ...] | None = None
+) -> xr.Dataset:
     """The tensor fields of a result as an xarray dataset with dims, units and descriptions.
 
     Parameters

@@ -59,10 +59,10 @@ class _Search:
 
 def closest_point(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
     level: float | Float[Tensor, " case"],
     *,
-    start: Float[Tensor, "case *shape"] | None = None,
+    start: Float[Tensor, case * shape] | None = None,
     max_steps: int = 60,
     rtol: float = 1e-4,
 ) -> Solution:
@@ -229,7 +229,7 @@ def _remember(memory: Tensor, new: Tensor, where: Tensor) -> Tensor:
 
 def to_level(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
     level: float | Float[Tensor, " case"],
     *,
     rtol: float = 1e-6,
@@ -297,4 +297,3 @@ def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = 
     relative = state.best_excess.abs() / below.abs().clamp_min(torch.finfo(below.dtype).tiny)
     distance = (point - problem.start).norm(dim=1)
     return as_solution(point, value, distance, relative, status, state.gradients, state.gradients + 1)
-

@@ -47,7 +47,7 @@ class Prediction:
 
 def predict_distance(
     neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
+    x: Float[Tensor, case * shape],
     level: float | Float[Tensor, " case"],
     *,
     order: int = 2,
@@ -144,7 +144,8 @@ def compare(predicted: Float[Tensor, " case"], measured: Float[Tensor, " case"])
     told, found = told[both], found[both]
     lost = len(both) - len(told)
     if len(told) < 3 or np.ptp(told) == 0 or np.ptp(found) == 0:
-        return Comparison(*[float("nan")] * 5, cases=len(told), failed=lost)
+        nan = float("nan")
+        return Comparison(nan, nan, nan, nan, nan, len(told), lost)
     log_ratio = np.log(told / found)
     return Comparison(
         spearman=float(scipy.stats.spearmanr(told, found).statistic),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 class Straight(nn.Module):
     """Response phi.x: contours are straight lines orthogonal to `phi`, one input unit apart per response unit."""
 
+    phi: Tensor
+
     def __init__(self, phi: Tensor) -> None:
         super().__init__()
         self.register_buffer("phi", phi / phi.norm())
@@ -29,6 +31,8 @@ class OutwardBent(nn.Module):
     curvature `bend / width` (1/input, positive: exo-origin); far from the axis it is a chevron of slope `bend`.
     Along the axis response and spacing are those of `Straight`.
     """
+
+    phi: Tensor
 
     def __init__(self, phi: Tensor, *, bend: float = 1.0, width: float = 0.5) -> None:
         super().__init__()

@@ -80,12 +80,19 @@ def mnist(folder: Path) -> Data:
     for split in ("train", "t10k"):
         images = _read_idx(folder, f"{split}-images-idx3-ubyte", 3)
         labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", 1)
-        parts.append((torch.from_numpy(images.astype(np.float32) / 255)[:, None], torch.from_numpy(labels.astype(np.int64))))
+        parts.append(
+            (torch.from_numpy(images.astype(np.float32) / 255)[:, None], torch.from_numpy(labels.astype(np.int64)))
+        )
     return Data(parts[0], parts[1], "mnist")
 
 
 def trained(
-    name: str, data: Data, *, seed: int = 0, on_epoch: Callable[[int, int], object] | None = None, cache: Path | None = None
+    name: str,
+    data: Data,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[int, int], object] | None = None,
+    cache: Path | None = None,
 ) -> nn.Sequential:
     """A built-in network trained on `data`, or read from the cache where it was trained before; in eval mode.
 
@@ -125,7 +132,9 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float(torch.stack(right).sum()) / len(images)
 
 
-def _train(net: nn.Module, images: Tensor, labels: Tensor, seed: int, on_epoch: Callable[[int, int], object] | None) -> None:
+def _train(
+    net: nn.Module, images: Tensor, labels: Tensor, seed: int, on_epoch: Callable[[int, int], object] | None
+) -> None:
     epochs = max(2, round(48_000 / len(images)))
     steps = epochs * -(-len(images) // 64)
     generator = torch.Generator().manual_seed(seed)
@@ -163,7 +172,7 @@ def _save(net: nn.Module, path: Path) -> None:
 def _read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
     for path, opener in ((folder / f"{name}.gz", gzip.open), (folder / name, open)):
         if path.exists():
-            with opener(path, "rb") as file:  # type: ignore[operator]
+            with opener(path, "rb") as file:
                 raw = file.read()
             break
     else:

@@ -30,6 +30,9 @@ class ElevationMap(nn.Module):
         A grid that is too small or not finite, a cell that is not positive.
     """
 
+    grid: Tensor
+    coefficients: Tensor
+
     def __init__(self, elevation: np.ndarray, cell: tuple[float, float], *, smoothing: float = 0.0) -> None:
         super().__init__()
         grid = np.asarray(elevation, dtype=np.float64)

@@ -1,8 +1,8 @@
 """The essay's figures, computed: every line in them is a measurement of a response function.
 
-`triptych` (1) original, perturbation, adversarial image; `topography` (2) and `ascent` (3) a landscape as a
-response; `neurons` (4) straight and outward-bent contours and the paths across them; `region` (5) the part of
-the pixel box in which the response increases. Each function returns a figure and the numbers in it.
+`triptych` (1) original, perturbation, adversarial image; `neurons` (4) straight and outward-bent contours and the
+paths across them; `region` (5) the part of the pixel box in which the response increases. The landscapes (2, 3) are
+in `terrain`. Each function returns a figure and the numbers in it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cbook import get_sample_data
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from isoresponse import plot
 from isoresponse.classifier import Classifier
 from isoresponse.models.basic import OutwardBent, Straight
-from isoresponse.models.elevation import ElevationMap
-from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
 from isoresponse.paths import gradient_path
 from isoresponse.planes import Plane, contours, response_surface
-
-EARTH_DEGREE = 111.32  # kilometres per degree of latitude
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -90,10 +85,13 @@ def triptych(
         change = adversarial[i] - x[i]
         factor = _round_factor(0.5 * (upper - lower) / float(change.abs().max()))
         was, now = int(before[i].argmax()), int(after[i].argmax())
-        plot.image(row[0], x[i], bounds=(lower, upper), title=f"{name}: original\n“{was}”, confidence {before[i, was]:.2f}")
+        plot.image(
+            row[0], x[i], bounds=(lower, upper), title=f"{name}: original\n“{was}”, confidence {before[i, was]:.2f}"
+        )
         half = 0.5 * (upper - lower)
         plot.image(row[1], change * factor, bounds=(-half, half), signed=True, title=(
-            f"perturbation × {factor:g}\nL2 {change.norm():.3f}, r.m.s. {sizes.rms[i]:.4f} = {sizes.grey_levels[i]:.1f} grey levels"
+            f"perturbation × {factor:g}\nL2 {change.norm():.3f}, r.m.s. {sizes.rms[i]:.4f} = "
+                f"{sizes.grey_levels[i]:.1f} grey levels"
         ))  # fmt: skip
         rounded = "survives" if bool(sizes.survives_8bit[i]) else "does not survive"
         plot.image(row[2], adversarial[i], bounds=(lower, upper), title=(
@@ -109,149 +107,12 @@ def triptych(
 
 def smallest_median_largest(distance: Tensor) -> list[tuple[str, int]]:
     """Names and indices of the cases with the smallest, the median and the largest finite distance."""
-    order = torch.nan_to_num(distance, nan=torch.inf).argsort()
-    order = order[: int(torch.isfinite(distance).sum())].tolist()
+    ascending = torch.nan_to_num(distance, nan=torch.inf).argsort()
+    order = [int(i) for i in ascending[: int(torch.isfinite(distance).sum())]]
     if not order:
         return []
     picks = [("smallest", order[0]), ("median", order[(len(order) - 1) // 2]), ("largest", order[-1])]
     return picks if len(order) >= 3 else picks[: len(order)]
-
-
-# --- 2 and 3: a landscape as a response -------------------------------------------------------------------
-
-
-def load_elevation(path: Path | None) -> tuple[ElevationMap, str]:
-    """An elevation model and its name: from an ``.npz`` with ``elevation``, or the one that ships with matplotlib.
-
-    Cell sizes are taken from ``lat`` and ``lon`` (degrees), from ``cell`` (metres), or from ``dx`` and ``dy``; rows run
-    north to south unless ``lat`` increases. Without any of these a cell counts as 10 metres.
-
-    Raises
-    ------
-    ValueError
-        No array ``elevation``, or one that is no finite grid.
-    """
-    if path is None:
-        with get_sample_data("jacksboro_fault_dem.npz") as z:
-            north = np.deg2rad((z["ymin"] + z["ymax"]) / 2)
-            cell = (float(z["dx"]) * EARTH_DEGREE * float(np.cos(north)), float(z["dy"]) * EARTH_DEGREE)
-            return ElevationMap(z["elevation"], cell, smoothing=4.0), "Jacksboro fault, Tennessee"
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            arrays = {k: z[k] for k in z.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file that can be read ({error}).") from error
-    if "elevation" not in arrays:
-        raise ValueError(f"{path} has no array 'elevation'; it has {', '.join(arrays) or 'none'}.")
-    grid = arrays["elevation"].astype(np.float64)
-    cell = (0.01, 0.01)
-    if "lat" in arrays and "lon" in arrays:
-        lat, lon = arrays["lat"].astype(float), arrays["lon"].astype(float)
-        if lat[0] < lat[-1]:
-            grid = grid[::-1]
-        step = abs(lat[1] - lat[0]), abs(lon[1] - lon[0])
-        cell = (step[1] * EARTH_DEGREE * float(np.cos(np.deg2rad(lat.mean()))), step[0] * EARTH_DEGREE)
-    elif "cell" in arrays:
-        cell = (float(arrays["cell"]) / 1000,) * 2
-    return ElevationMap(grid, cell, smoothing=2.0), path.stem.replace("_", " ")
-
-
-def topography(terrain: ElevationMap, name: str) -> tuple[Figure, dict[str, Any]]:
-    """Iso-elevation lines of a landscape, as of any response function."""
-    figure = new_figure(6.4, 5.6)
-    ax = figure.subplots()
-    step = _draw_terrain(ax, terrain)
-    ax.set_title(f"{name}: iso-elevation lines every {step:g} m", fontsize=10)
-    grid = terrain.grid
-    return figure, {"name": name, "step_m": step, "lowest_m": float(grid.min()), "highest_m": float(grid.max())}
-
-
-def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 41) -> tuple[Figure, dict[str, Any]]:
-    """The steepest path to the highest point it can reach, crossing every iso-elevation line at a right angle.
-
-    Many starts are tried in all directions round the summit, and the longest path drawn; the share of starts whose path
-    reaches the summit at all, and does not end on a lower hill, is among the numbers.
-    """
-    neuron, summit, top = _summit(terrain)
-    width, height = terrain.extent
-    angle = torch.linspace(0, 2 * torch.pi, starts + 1, dtype=torch.float64)[:-1]
-    ring = torch.stack([angle.cos(), angle.sin()], 1)
-    radii = torch.linspace(0.25, 0.95, 6, dtype=torch.float64)
-    reach = torch.tensor([width, height], dtype=torch.float64)
-    room = (torch.where(ring > 0, reach - summit, summit) / ring.abs()).nan_to_num(posinf=1e9).amin(1)
-    points = (summit + radii[:, None, None] * (room[None, :, None] * ring)).reshape(-1, 2)
-    bottom = neuron.value(points)
-    span = top - terrain.grid.min()
-    points = points[(bottom < top - 0.3 * span) & (bottom > terrain.grid.min() + 0.005 * span)]  # no start in the sea
-    base = neuron.value(points)
-    goal = base + 0.98 * (top - base)
-    paths = gradient_path(neuron, points, goal, knots=knots)
-    near = (paths.points[:, -1] - summit).norm(dim=1) < 0.1 * min(width, height)
-    high = paths.status == int(Status.DONE)
-    arrived = high & near
-    figure = new_figure(6.4, 5.9)
-    ax = figure.subplots()
-    step = _draw_terrain(ax, terrain)
-    numbers: dict[str, Any] = {
-        "name": name, "summit_km": summit.tolist(), "summit_m": float(top), "starts": len(points),
-        "share_reaching_the_summit": float(arrived.double().mean()) if len(points) else 0.0,
-        "share_as_high_elsewhere": float((high & ~near).double().mean()) if len(points) else 0.0,
-    }  # fmt: skip
-    if bool(arrived.any()):
-        best = int(torch.where(arrived, paths.arclength[:, -1], -torch.inf).argmax())
-        track = paths.points[best]
-        plot.path(ax, track, label="steepest path")
-        error = paths.orthogonality[best, 1:-1]
-        _zoom(ax, torch.cat([track, summit[None]]), terrain.extent)
-        numbers |= {
-            "start_m": float(base[best]), "end_m": float(paths.responses[best, -1]),
-            "length_km": float(paths.arclength[best, -1]), "straight_line_km": float((track[-1] - track[0]).norm()),
-            "median_angle_error_deg": float(torch.rad2deg(error.median())), "largest_drift_m": float(paths.drift[best].abs().max()),
-        }  # fmt: skip
-        ax.set_title(
-            f"{name}: steepest path from {numbers['start_m']:.0f} m to {numbers['end_m']:.0f} m,\nlines every {step:g} m; "
-            f"crossed at 90° ± {numbers['median_angle_error_deg']:.1f}° (median of {knots - 2} knots)", fontsize=10,
-        )  # fmt: skip
-    else:
-        ax.set_title(f"{name}: no steepest path from {len(points)} starts reaches the summit", fontsize=10)
-    ax.plot(*summit.tolist(), "^", color=plot.INK, ms=8, zorder=6)
-    return figure, numbers
-
-
-def _zoom(ax: Any, points: Tensor, extent: tuple[float, float]) -> None:
-    """Show the points with a margin, and at least half of the map."""
-    low, high = points.amin(0), points.amax(0)
-    middle = 0.5 * (low + high)
-    half = torch.maximum(0.65 * (high - low), 0.25 * torch.tensor(extent)).max()
-    for limits, center, size in ((ax.set_xlim, middle[0], extent[0]), (ax.set_ylim, middle[1], extent[1])):
-        at = min(max(float(center), float(half)), size - float(half)) if size > 2 * half else size / 2
-        limits(max(0.0, at - float(half)), min(size, at + float(half)))
-
-
-def _summit(terrain: ElevationMap) -> tuple[Neuron, Tensor, Tensor]:
-    width, height = terrain.extent
-    neuron = Neuron(terrain, (2,), Box(0.0, torch.tensor([width, height], dtype=torch.float64)), "elevation")
-    rows, columns = terrain.grid.shape
-    flat = int(terrain.grid.argmax())
-    summit = torch.tensor([(flat % columns) * terrain.cell[0], (flat // columns) * terrain.cell[1]], dtype=torch.float64)
-    return neuron, summit, neuron.value(summit[None])[0]
-
-
-def _draw_terrain(ax: Any, terrain: ElevationMap) -> float:
-    width, height = terrain.extent
-    rows, columns = terrain.grid.shape
-    x, y = np.linspace(0, width, columns), np.linspace(0, height, rows)
-    grid = terrain.grid.numpy()
-    low, high = float(grid.min()), float(grid.max())
-    step = _nice_step((high - low) / 12)
-    levels = np.arange(np.floor(low / step) * step, high + step, step)
-    ax.contourf(x, y, grid, levels=levels, cmap="cividis", alpha=0.6)
-    lines = ax.contour(x, y, grid, levels=levels, colors=plot.INK, linewidths=0.5)
-    ax.clabel(lines, levels[::2], fmt="%g", fontsize=6)
-    ax.set_aspect("equal")
-    ax.set_xlabel("east (km)")
-    ax.set_ylabel("north (km)")
-    return step
 
 
 # --- 4: two neurons ---------------------------------------------------------------------------------------
@@ -261,7 +122,10 @@ def neurons(*, bend: float = 0.8, width: float = 0.6, knots: int = 21) -> tuple[
     """A straight and an outward-bent neuron with one MEI: contours, gradients, the optimal path and its angle to the MEI."""
     phi = torch.tensor([1.0, 0.0], dtype=torch.float64)
     start = torch.tensor([[1.0, 2.2]], dtype=torch.float64)
-    pair = {"straight": Straight(phi), f"outward bent ({bend / width:.2g} per unit at its tip)": OutwardBent(phi, bend=bend, width=width)}
+    pair = {
+        "straight": Straight(phi),
+        f"outward bent ({bend / width:.2g} per unit at its tip)": OutwardBent(phi, bend=bend, width=width),
+    }
     figure = new_figure(12.4, 3.8)
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.75))
     numbers: dict[str, Any] = {}
@@ -280,14 +144,33 @@ def neurons(*, bend: float = 0.8, width: float = 0.6, knots: int = 21) -> tuple[
         plot.path(ax, walk.points[0], color=color)
         ax.axhline(0, color=plot.INK, lw=0.8)
         ax.axvline(0, color=plot.INK, lw=0.8)
-        ax.text(8.9, -0.12, r"$\Phi_k$ (MEI)", fontsize=9, ha="right", va="top", bbox={"fc": "white", "ec": "none", "pad": 1}, zorder=7)
+        ax.text(
+            8.9,
+            -0.12,
+            r"$\Phi_k$ (MEI)",
+            fontsize=9,
+            ha="right",
+            va="top",
+            bbox={"fc": "white", "ec": "none", "pad": 1},
+            zorder=7,
+        )
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("along the MEI (input units)")
         ax.set_ylabel("orthogonal to it (input units)")
         angle = torch.rad2deg(torch.arccos(walk.alignment(phi)[0, 1:].clamp(-1, 1)))
         image_angle = torch.rad2deg(torch.atan2(walk.points[0, :, 1].abs(), walk.points[0, :, 0]))
-        axes[2].plot(walk.responses[0, :].numpy() - here, image_angle.numpy(), style, color=color, lw=2, label=f"input, {key}")
-        axes[2].plot(walk.responses[0, 1:].numpy() - here, angle.numpy(), style, color=color, lw=1, marker=".", label=f"perturbation, {key}")
+        axes[2].plot(
+            walk.responses[0, :].numpy() - here, image_angle.numpy(), style, color=color, lw=2, label=f"input, {key}"
+        )
+        axes[2].plot(
+            walk.responses[0, 1:].numpy() - here,
+            angle.numpy(),
+            style,
+            color=color,
+            lw=1,
+            marker=".",
+            label=f"perturbation, {key}",
+        )
         numbers[key] = {
             "response_start": here, "response_end": goal, "path_length": float(walk.arclength[0, -1]),
             "angle_input_to_mei_start_deg": float(image_angle[0]), "angle_input_to_mei_end_deg": float(image_angle[-1]),
@@ -301,7 +184,11 @@ def neurons(*, bend: float = 0.8, width: float = 0.6, knots: int = 21) -> tuple[
 
 
 def _gradient_arrows(ax: Any, neuron: Neuron) -> None:
-    at = torch.stack(torch.meshgrid(torch.linspace(0, 8.5, 10), torch.linspace(-2.4, 2.8, 8), indexing="ij"), -1).reshape(-1, 2).double()
+    at = (
+        torch.stack(torch.meshgrid(torch.linspace(0, 8.5, 10), torch.linspace(-2.4, 2.8, 8), indexing="ij"), -1)
+        .reshape(-1, 2)
+        .double()
+    )
     _, gradient = neuron.value_and_grad(at)
     unit = gradient / gradient.norm(dim=1, keepdim=True)
     ax.quiver(*at.T.numpy(), *unit.T.numpy(), color=plot.FAINT, width=0.004, scale=24, headwidth=4)
@@ -325,7 +212,9 @@ def region(*, bend: float = 1.0, width: float = 0.35, size: int = 800) -> tuple[
     for key, model in models.items():
         neuron = Neuron.of(model, shape=(2,), box=box, name=key)
         half_cell = 1.0 / size
-        view = response_surface(neuron, plane, x=(half_cell - 1, 1 - half_cell), y=(half_cell - 1, 1 - half_cell), size=size)
+        view = response_surface(
+            neuron, plane, x=(half_cell - 1, 1 - half_cell), y=(half_cell - 1, 1 - half_cell), size=size
+        )
         views[key] = view
         above = view.response > float(neuron.value(origin[None])[0])
         cut = (above[1:, 1:] != above[:-1, :-1]) | (above[1:, :-1] != above[:-1, 1:])  # cells that the contour crosses
@@ -335,7 +224,15 @@ def region(*, bend: float = 1.0, width: float = 0.35, size: int = 800) -> tuple[
         for key in keys:
             color, hatch = looks[key]
             view = views[key]
-            ax.contourf(view.x.numpy(), view.y.numpy(), view.response.numpy(), levels=[0.0, 1e9], colors=[color], alpha=0.75, hatches=[hatch])
+            ax.contourf(
+                view.x.numpy(),
+                view.y.numpy(),
+                view.response.numpy(),
+                levels=[0.0, 1e9],
+                colors=[color],
+                alpha=0.75,
+                hatches=[hatch],
+            )
             for line in contours(view, 0.0):
                 ax.plot(*line.T.numpy(), color=plot.INK, lw=1.5)
         ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], ":", color=plot.INK, lw=1.5)
@@ -349,7 +246,9 @@ def region(*, bend: float = 1.0, width: float = 0.35, size: int = 800) -> tuple[
         ax.set_ylim(-1.4, 1.4)
         ax.set_xlabel("input units")
         share = [f"{numbers[k]['share_of_box']:.1%}" for k in keys]
-        title = f"{keys[0]}: {share[0]} of the box" if len(keys) == 1 else f"overlaid: {share[1]} is a part of {share[0]}"
+        title = (
+            f"{keys[0]}: {share[0]} of the box" if len(keys) == 1 else f"overlaid: {share[1]} is a part of {share[0]}"
+        )
         ax.set_title(title, fontsize=10)
     axes[0].set_ylabel("input units")
     return figure, numbers
@@ -361,7 +260,8 @@ def save(figure: Figure, stem: Path) -> None:
     figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
-def _nice_step(step: float) -> float:
+def nice_step(step: float) -> float:
+    """The nearest of 1, 2, 2.5, 5 and 10 times a power of ten."""
     base = 10.0 ** np.floor(np.log10(step))
     return float(min((m * base for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - step)))
 
@@ -369,4 +269,4 @@ def _nice_step(step: float) -> float:
 def _round_factor(factor: float) -> float:
     if not np.isfinite(factor) or factor <= 1:
         return 1.0
-    return float(_nice_step(factor))
+    return float(nice_step(factor))

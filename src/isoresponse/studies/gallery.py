@@ -13,18 +13,10 @@ import torch
 from matplotlib.figure import Figure
 
 from isoresponse.records import provenance, to_plain
-from isoresponse.studies.figures import (
-    ascent,
-    load_elevation,
-    neurons,
-    region,
-    save,
-    smallest_median_largest,
-    topography,
-    triptych,
-)
+from isoresponse.studies.figures import neurons, region, save, smallest_median_largest, triptych
 from isoresponse.studies.measure import Stage, silent
 from isoresponse.studies.subject import load_subject
+from isoresponse.studies.terrain import ascent, load_elevation, topography
 
 NAMES = ("triptych", "topography", "ascent", "neurons", "region")
 
@@ -58,7 +50,9 @@ def write_gallery(
             save(figure, folder / name)
             on_done(1)
     content = {"figures": numbers, "provenance": provenance({"seed": seed, "dem": None if dem is None else dem.name})}
-    (folder / "figures.json").write_text(json.dumps(to_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "figures.json").write_text(
+        json.dumps(to_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return numbers
 
 

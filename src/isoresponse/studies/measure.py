@@ -135,16 +135,21 @@ def _referee(study: Study, stage: Stage) -> None:
     except ImportError as error:
         study.left_out[THEIRS] = f"foolbox could not be imported ({error}); pip install 'isoresponse[attacks]'"
         return
-    attack = from_foolbox(foolbox.attacks.DDNAttack(steps=study.settings.referee_steps))
+    attack = from_foolbox(foolbox.attacks.ddn.DDNAttack(steps=study.settings.referee_steps))
     size = study.settings.batch_size
     parts = []
     try:
-        with _timed(study, THEIRS), stage(f"measure, foolbox DDN × {study.settings.referee_steps}", len(study.x)) as on_cases:
+        with (
+            _timed(study, THEIRS),
+            stage(f"measure, foolbox DDN × {study.settings.referee_steps}", len(study.x)) as on_cases,
+        ):
             for a, b in zip(study.x.split(size), study.labels.split(size), strict=True):
                 parts.append(attack.on_decision(study.subject.classifier, a, b))
                 on_cases(len(a))
     except (ValueError, RuntimeError) as error:
-        study.left_out[THEIRS] = f"foolbox DDN failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        study.left_out[THEIRS] = (
+            f"foolbox DDN failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        )
         return
     study.measured[THEIRS] = join(parts)
 
@@ -197,7 +202,8 @@ def summary(study: Study) -> dict[str, Any]:
             f"order{k}": {
                 "spearman": c.spearman, "kendall": c.kendall, "r2": c.r2, "median_abs_log_error": c.median_abs_log_error,
                 "bias": c.bias, "cases": c.cases, "failed": c.failed,
-                "gradients_per_case": _mean(study.predicted[k].gradients), "forwards_per_case": _mean(study.predicted[k].forwards),
+                "gradients_per_case": _mean(study.predicted[k].gradients),
+                "forwards_per_case": _mean(study.predicted[k].forwards),
                 "seconds": study.seconds[f"order{k}"], "statuses": count_statuses(study.predicted[k].status),
                 "interval95": intervals(study.predicted[k].distance, reference, seed=study.settings.seed),
             }
@@ -250,13 +256,16 @@ def dataset(study: Study) -> xr.Dataset:
 
 
 def _prefixed(result: Solution | Prediction, prefix: str) -> dict[str, str]:
-    return {name: f"{prefix}_{name}" for name in to_dataset(result).data_vars}
+    return {str(name): f"{prefix}_{name}" for name in to_dataset(result).data_vars}
 
 
 def failures(study: Study) -> list[tuple[str, str, int]]:
     """What failed and why: attack or prediction, the reason in words, the number of cases."""
     rows = []
-    named = {**study.measured, **{f"prediction of order {k}": p for k, p in study.predicted.items()}}
+    named: dict[str, Solution | Prediction] = {
+        **study.measured,
+        **{f"prediction of order {k}": p for k, p in study.predicted.items()},
+    }
     for name, result in named.items():
         counts = count_statuses(result.status)
         rows += [(name, Status[s].sentence, n) for s, n in counts.items() if Status[s].failed]

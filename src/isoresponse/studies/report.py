@@ -32,7 +32,7 @@ from isoresponse.studies.figures import new_figure, save, smallest_median_larges
 from isoresponse.studies.measure import OURS, THEIRS, Study, comparisons, dataset, failures, summary
 
 ORDER_NAMES = {0: "order 0: margin (response gap)", 1: "order 1: spacing", 2: "order 2: spacing and curvature"}
-ATTACK_NAMES = {OURS: "isoresponse closest adversary", THEIRS: "foolbox DDN"}
+ATTACK_NAMES = {OURS: "isoresponse", THEIRS: "foolbox DDN"}
 MARKS = ("index.html", "summary.json")  # what a folder written here always holds
 
 
@@ -135,10 +135,17 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     here = float(one.value(x[None])[0])
     plot.surface(left, view, levels=sorted({here * k / 4 for k in range(-3, 7)} - {0.0}), fmt="%.2g")
     left.contour(
-        view.x.cpu().numpy(), view.y.cpu().numpy(), view.response.cpu().numpy(), levels=[0.0], colors=plot.INK, linewidths=2.5
+        view.x.cpu().numpy(),
+        view.y.cpu().numpy(),
+        view.response.cpu().numpy(),
+        levels=[0.0],
+        colors=plot.INK,
+        linewidths=2.5,
     )
     plot.path(left, plane.project(walk.points[0]), label="steepest path (projected)")
-    left.plot(distance, 0, "X", color=plot.BLUE, ms=9, mec="white", zorder=7, label=f"smallest measured, {distance:.3f}")
+    left.plot(
+        distance, 0, "X", color=plot.BLUE, ms=9, mec="white", zorder=7, label=f"smallest measured, {distance:.3f}"
+    )
     told = {k: float(study.predicted[k].distance[case]) for k in (1, 2)}
     for (k, d), marker in zip(told.items(), ("|", "d"), strict=True):
         if d == d:
@@ -150,8 +157,18 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     left.set_title(f"margin of “{int(label)}” round one input (case {int(study.index[case])})", fontsize=10)
     alignment = walk.alignment(mei.point - x)[0, 1:]
     response = walk.responses[0, 1:].cpu()
-    right.plot(response, alignment.cpu(), "-", color=plot.BLUE, marker=".", label="perturbation and direction to the MEI")
-    right.plot(response, torch.cos(walk.orthogonality[0, 1:]).cpu(), "--", color=plot.VERMILION, marker="x", ms=4, label="path and normal of the contour")
+    right.plot(
+        response, alignment.cpu(), "-", color=plot.BLUE, marker=".", label="perturbation and direction to the MEI"
+    )
+    right.plot(
+        response,
+        torch.cos(walk.orthogonality[0, 1:]).cpu(),
+        "--",
+        color=plot.VERMILION,
+        marker="x",
+        ms=4,
+        label="path and normal of the contour",
+    )
     right.invert_xaxis()
     right.set_xlabel("margin along the steepest path (response units)")
     right.set_ylabel("cosine of the angle")
@@ -183,24 +200,25 @@ def _spanning(origin: Tensor, first: Tensor, second: Tensor, generator: torch.Ge
 
 def _prediction_caption(study: Study) -> str:
     return (
-        f"Each circle is one of {len(study.x)} correctly classified inputs. Right of it the smallest perturbation that any attack "
-        "here found, upwards what the geometry of the contours at the input predicts without attacking it. Order 0 is the bare "
-        "margin, in response units; order 1 divides it by the slope (contour spacing) inside the box; order 2 adds how the contours "
-        "bend and crowd along the way, measured at the scale of the order-1 distance."
+        f"Each circle is one of {len(study.x)} correctly classified inputs: across, the smallest perturbation that any "
+        "attack here found; upwards, what the geometry of the contours at the input predicts without attacking it. Order 0 "
+        "is the bare margin, in response units; order 1 divides it by the slope (contour spacing) inside the box; order 2 "
+        "adds how the contours bend and crowd along the way, measured at the scale of the order-1 distance."
     )
 
 
 _TRIPTYCH_CAPTION = (
-    "Smallest, median and largest of the measured perturbations. Grey in the middle column is no change. The adversarial input lies "
-    "on the decision boundary, so its confidence is near the rival's; “survives 8 bits” says whether the answer stays changed when the "
-    "image is stored with 256 levels."
+    "Smallest, median and largest of the measured perturbations. Grey in the middle column is no change. The adversarial "
+    "input lies on the decision boundary, so its confidence is near the rival's; “survives 8 bits” says whether the answer "
+    "stays changed when the image is stored with 256 levels."
 )
 
 
 def _plane_caption(seen: dict[str, Any]) -> str:
     return (
-        f"Contours of equal margin in one plane; the thick line is the decision boundary, dots mark the edge of the box. The steepest "
-        f"path crosses the contours at right angles in full space and has length {seen['path_length']:.3f}; the straight line to the "
+        "Contours of equal margin in one plane; the thick line is the decision boundary, dots mark the edge of the box. "
+        "The steepest path crosses the contours at right angles in full space (cosine 1 on the right; less where it slides along a kink of a "
+        f"piecewise linear network) and has length {seen['path_length']:.3f}; the straight line to the "
         f"closest adversary, {seen['distance']:.3f}, is never longer. The gradient at the input leaves the plane by "
         f"{seen['tilt_degrees']:.0f} degrees, so curvature seen here overstates that of the hypersurface accordingly."
     )
@@ -212,7 +230,9 @@ def _embedded(png: Path) -> str:
 
 def _html(study: Study, numbers: dict[str, Any], pictures: dict[str, tuple[str, str]]) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("isoresponse.studies", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("isoresponse.studies", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
     return environment.get_template("report.html").render(

@@ -102,11 +102,15 @@ def load_module(spec: str) -> nn.Module:
         raise ValueError(f"no model {spec!r}: expected one of {known}, or package.module:name, or file.py:name.")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_package(place)
     if not name.isidentifier() or name not in vars(module):
-        raise ValueError(f"{place} has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_'))}.")
+        raise ValueError(
+            f"{place} has no {name!r}; it has {', '.join(n for n in vars(module) if not n.startswith('_'))}."
+        )
     made = vars(module)[name]
     if not isinstance(made, nn.Module):
         if not callable(made):
-            raise ValueError(f"{spec} is a {type(made).__name__}; expected a torch.nn.Module or a function that returns one.")
+            raise ValueError(
+                f"{spec} is a {type(made).__name__}; expected a torch.nn.Module or a function that returns one."
+            )
         try:
             made = made()
         except Exception as error:
@@ -122,7 +126,9 @@ def _built_in(
     family, network = model.split("-")
     if family == "mnist":
         if inputs is None or not inputs.is_dir():
-            raise ValueError(f"model {model!r} trains on MNIST: give --inputs FOLDER with the four MNIST files, got {inputs}.")
+            raise ValueError(
+                f"model {model!r} trains on MNIST: give --inputs FOLDER with the four MNIST files, got {inputs}."
+            )
         data = zoo.mnist(inputs)
         return zoo.trained(network, data, seed=seed, on_epoch=on_epoch), *data.test, data.name
     data = zoo.digits()
@@ -168,7 +174,9 @@ def _pick(arrays: dict[str, np.ndarray], names: tuple[str, ...], path: Path) -> 
     for name in names:
         if name in arrays:
             return arrays[name]
-    raise ValueError(f"{path} has no array {names[0]!r} (or {', '.join(names[1:])}); it has {', '.join(arrays) or 'none'}.")
+    raise ValueError(
+        f"{path} has no array {names[0]!r} (or {', '.join(names[1:])}); it has {', '.join(arrays) or 'none'}."
+    )
 
 
 def _device(name: str) -> torch.device:

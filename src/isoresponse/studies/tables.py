@@ -13,12 +13,21 @@ from isoresponse.models.digits import BUILT_IN
 from isoresponse.studies.report import ATTACK_NAMES, ORDER_NAMES, number
 from isoresponse.studies.subject import load_module
 
+TOLD = {  # of all numbers in figures.json, the ones worth a line in the terminal, and their short names
+    "l2": "L2", "grey_levels": "grey levels", "step_m": "line every (m)", "share_reaching_the_summit": "share reaching the summit",
+    "median_angle_error_deg": "angle error (deg)", "angle_input_to_mei_end_deg": "angle to MEI at the end (deg)",
+    "share_of_box": "share of box",
+}  # fmt: skip
+SHORT = {0: "margin", 1: "spacing", 2: "curvature"}
+
 
 def report_tables(numbers: dict[str, Any], out: Path) -> None:
     """Print what a report found, and where its page is."""
     console = Console()
-    measured = Table(title=f"{numbers['model']} on {numbers['data']}: measured, {numbers['cases']} cases", title_justify="left")
-    for column in ("attack", "success", "mean L2", "median L2", "ratio", "gradients", "forwards", "seconds"):
+    measured = Table(
+        title=f"{numbers['model']} on {numbers['data']}: measured, {numbers['cases']} cases", title_justify="left"
+    )
+    for column in ("attack", "success", "mean L2", "median", "ratio", "grad.", "forw.", "s"):
         measured.add_column(column, justify="left" if column == "attack" else "right")
     for name, row in numbers["measured"].items():
         measured.add_row(
@@ -27,16 +36,20 @@ def report_tables(numbers: dict[str, Any], out: Path) -> None:
             number(row["forwards_per_case"], 1), number(row["seconds"], 2),
         )  # fmt: skip
     predicted = Table(title="predicted from geometry alone", title_justify="left")
-    for column in ("prediction", "Spearman", "Kendall", "R²", "|log error|", "failed", "gradients"):
+    for column in ("order", "Spearman", "Kendall", "R²", "|log error|", "failed", "grad."):
         predicted.add_column(column, justify="left" if column == "prediction" else "right")
-    for order, name in ORDER_NAMES.items():
+    for order in ORDER_NAMES:
         row = numbers["prediction"][f"order{order}"]
         predicted.add_row(
-            name, number(row["spearman"]), number(row["kendall"]), number(row["r2"]), number(row["median_abs_log_error"], 4),
+            f"{order} {SHORT[order]}", number(row["spearman"]), number(row["kendall"]), number(row["r2"]),
+            number(row["median_abs_log_error"], 4),
             str(row["failed"]), number(row["gradients_per_case"], 1),
         )  # fmt: skip
     console.print(measured)
     console.print(predicted)
+    console.print(
+        "ratio: to the smallest found by any attack; grad., forw.: gradients and forward passes per case", style="dim"
+    )
     for name, reason in numbers["left_out"].items():
         console.print(f"not measured, {ATTACK_NAMES.get(name, name)}: {reason}", markup=False)
     for note in numbers["notes"]:
@@ -92,8 +105,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         if isinstance(value, dict):
             found += _flat(value, f"{prefix}{key} ")
-        elif isinstance(value, float):
-            found.append(f"{prefix}{key} {value:.4g}")
-        elif isinstance(value, int | str):
-            found.append(f"{prefix}{key} {value}")
+        elif key in TOLD:
+            found.append(f"{prefix}{TOLD[key]} {value:.3g}")
     return found
