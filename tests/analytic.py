@@ -5,7 +5,7 @@ mathematics says about them. `curvatures` are those of the contour at `point`, t
 library's sign: positive where {f >= c} is locally convex.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -31,7 +31,10 @@ class Known:
 
     def to(self, dtype):
         neuron = Neuron(
-            self.neuron.response, self.neuron.shape, self.neuron.box, given=tuple(g.to(dtype) for g in self.neuron.given)
+            self.neuron.response,
+            self.neuron.shape,
+            self.neuron.box,
+            given=tuple(g.to(dtype) for g in self.neuron.given),
         )
         return Known(neuron, *(t.to(dtype) for t in self.tensors()))
 
@@ -218,6 +221,8 @@ def planes(cases=6, n=6, count=3, *, generator: Generator) -> Known:
     return _known(response, (w, offset), point, rising, distance, torch.zeros(cases, n - 1, dtype=torch.float64))
 
 
+# ranges of distance x curvature: focusing, gently bent, strongly bent, saddles
+BENT = [(-0.9, -0.1), (0.0, 1.0), (0.0, 20.0), (-0.9, 20.0)]
 SMOOTH = [linear, tanh, exp, sphere, hollow, cylinder, quadric, energy, divisive]
 ZOO = [*SMOOTH, planes]
 
@@ -235,3 +240,31 @@ def relu_net(n=6, width=40, *, generator: Generator):
     for parameter in net.parameters():
         parameter.data = normal(*parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
     return net
+
+
+def counted(neuron):
+    """The same neuron, and its true numbers of forward and backward passes, in cases."""
+    spent = {"forwards": 0, "gradients": 0}
+
+    def back(gradient):
+        spent["gradients"] += len(gradient)
+
+    def response(x, *given):
+        spent["forwards"] += len(x)
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(back)
+        return neuron.response(x, *given)
+
+    return replace(neuron, response=response), spent
+
+
+# one question for each way to fail, and a second input from which the same level is reached
+_ROOT = Neuron(lambda x: (x[:, 0] - 0.5).sqrt() + x[:, 1], (2,))
+FAILURES = {
+    Status.FLAT: (Neuron(lambda x: x.relu().sum(1), (2,)), [-1.0, -1.0], 5.0),
+    Status.BLOCKED: (Neuron(lambda x: x.sum(1), (2,), Box(-1.0, 1.0)), [1.0, 1.0], 3.0),
+    Status.UNREACHABLE: (Neuron(lambda x: x.square().sum(1), (2,)), [1.0, 2.0], -1.0),
+    Status.NOT_FINITE: (_ROOT, [0.0, 1.0], 2.5),
+}
+SOUND = {Status.FLAT: [1.0, 1.0], Status.NOT_FINITE: [0.75, 0.5]}

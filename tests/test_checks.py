@@ -36,8 +36,14 @@ NOISE = torch.Generator().manual_seed(1)
         (lambda x: x.sum(1) / (x[:, 0] > 0.5), r"answers NaN or infinity for \d of 4 inputs"),
         (stochastic, r"odd answers differently for the same input \(by up to .*is dropout active"),
         (lambda x: x.sum(1) - x.mean(), r"case i of odd depends on case j .*batch normalisation in training mode"),
-        (lambda x: (x - x).square().sum(1).sqrt(), "the gradient of odd is NaN or infinite at 4 of 4 inputs; look for sqrt"),
-        (lambda x: x.detach().square().sum(1), "odd changes with its input but its gradient is zero: is the gradient detached"),
+        (
+            lambda x: (x - x).square().sum(1).sqrt(),
+            "the gradient of odd is NaN or infinite at 4 of 4 inputs; look for sqrt",
+        ),
+        (
+            lambda x: x.detach().square().sum(1),
+            "odd changes with its input but its gradient is zero: is the gradient detached",
+        ),
         (lambda x: (x.detach() + 0 * x).sum(1), "changes with its input but its gradient is zero"),
     ],
 )

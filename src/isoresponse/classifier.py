@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, flatten, nearest_in_plane
+from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, flatten, nearest_in_plane, rounding
 from isoresponse.hooks import forward_of, probe
 from isoresponse.loop import Status, failed, join, status_tensor, take
 from isoresponse.neuron import Box, Neuron, require_inputs
@@ -185,7 +185,8 @@ class Classifier:
             gap = predict_distance(self.decision(labels), x, 0.0, order=0)
             below = self.predict(x) == labels
             distance = torch.where(below, gap.distance, torch.zeros_like(gap.distance))
-            return replace(gap, distance=distance, status=torch.where(below, gap.status, int(Status.ALREADY)))
+            status = torch.where(below, gap.status, int(Status.ALREADY))
+            return replace(gap, distance=distance, status=status, forwards=gap.forwards + 1)
         ranked = self._rank(x, labels)
         cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1]))
         spent = torch.full_like(labels, ranked.distance.shape[1])
@@ -215,14 +216,16 @@ class Classifier:
     def _closest(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
         ranked = self._rank(x, labels)
         gradients = torch.full_like(labels, ranked.distance.shape[1])
-        forwards = torch.ones_like(labels)
+        forwards = torch.full_like(labels, 2)
+        with torch.no_grad():  # across by more than rounding, so that an answer holds in a batch of another size too
+            slack = 8 * torch.finfo(x.dtype).eps * self.logits(x).abs().amax(1)
 
         def searched(chosen: Tensor, first: Tensor, steps: int) -> tuple[Solution, Tensor]:
             """Solutions of the chosen (case, place) pairs and their cases; adds up the costs."""
             cases, rivals = ranked.pairs(chosen)
-            zero = torch.zeros_like(ranked.distance[cases, 0])
+            falling = -torch.ones_like(slack[cases])
             flat = flatten(self.margin(labels[cases], rivals))
-            problem = Problem.signed(flat, x[cases].flatten(1), zero, zero - 1)
+            problem = Problem.signed(flat, x[cases].flatten(1), -slack[cases], falling)
             found = search(problem, problem.clip(first), steps, 1e-4)
             gradients.index_add_(0, cases, found.gradients)
             forwards.index_add_(0, cases, found.forwards)
@@ -241,21 +244,18 @@ class Classifier:
         final, finalists = searched(last, points[last], max_steps)
         everything = join([final, trial])
         best = _first_smallest(everything.distance, torch.cat([finalists, tried]), len(x))
-        return self._decided(x, labels, take(everything, best), gradients, forwards)
+        return self._decided(x, labels, slack, take(everything, best), gradients, forwards)
 
-    def _decided(self, x: Tensor, labels: Tensor, best: Solution, gradients: Tensor, forwards: Tensor) -> Solution:
-        """`best` moved to where the *decision* changes along its ray: another class may come first.
-
-        Across by more than rounding, so that the answer holds in a batch of another size too.
-        """
+    def _decided(
+        self, x: Tensor, labels: Tensor, slack: Tensor, best: Solution, gradients: Tensor, forwards: Tensor
+    ) -> Solution:
+        """`best` moved to where the *decision* changes along its ray: another class may come first."""
         flat = flatten(self.decision(labels))
         zero = torch.zeros_like(best.distance)
-        with torch.no_grad():
-            slack = 8 * torch.finfo(x.dtype).eps * self.logits(x).abs().amax(1)
         problem = Problem.signed(flat, x.flatten(1), -slack, zero - 1)
         below = problem.excess(problem.start)
         aim = torch.where(failed(best.status)[:, None], problem.start, best.point)
-        point, found, spent = cross_ray(problem, below, aim, torch.full_like(zero, 8 * torch.finfo(x.dtype).eps))
+        point, found, spent = cross_ray(problem, below, aim, rounding(below))
         distance = (point - problem.start).norm(dim=1)
         status = torch.where(~found & ~failed(best.status), int(Status.UNREACHABLE), best.status)
         already = below > 0
@@ -264,7 +264,7 @@ class Classifier:
         distance = distance.masked_fill(already, 0.0)
         optimality = torch.nan_to_num(best.optimality).masked_fill(already, 0.0)
         value = problem.neuron.value(point)
-        solution = as_solution(point, value, distance, optimality, status, gradients, forwards + spent + 3)
+        solution = as_solution(point, value, distance, optimality, status, gradients, forwards + spent + 2)
         return replace(solution, point=solution.point.reshape(x.shape))
 
     def _rank(self, x: Tensor, labels: Tensor) -> _Ranked:

@@ -71,7 +71,7 @@ def as_solution(
     shaped = bad.reshape(-1, *[1] * (point.ndim - 1))
     return Solution(
         point.masked_fill(shaped, nan), value.masked_fill(bad, nan), distance.masked_fill(bad, nan),
-        optimality.masked_fill(bad, nan), status, gradients, forwards,
+        optimality.masked_fill(bad | torch.isinf(optimality), nan), status, gradients, forwards,
     )  # fmt: skip
 
 
@@ -98,6 +98,10 @@ class Problem:
         flat = flatten(neuron)
         levels = levels.expand(len(x))
         here = flat.value(x.flatten(1))
+        if here.dtype != x.dtype:
+            raise ValueError(
+                f"{neuron.name} answers in {here.dtype} to inputs in {x.dtype}; keep the dtype of the input."
+            )
         sign = torch.where(levels >= here, torch.ones_like(here), -torch.ones_like(here))
         return cls.signed(flat, x.flatten(1), levels, sign)
 
@@ -182,6 +186,11 @@ def nearest_in_plane(
     d = torch.where(pinned, end, t[:, None] * gradient)
     exists = (slope > 0) | (reached >= gap)
     return d, exists & torch.isfinite(d).all(1)
+
+
+def rounding(like: Tensor) -> Tensor:
+    """The smallest relative width that a bracket can reach in the dtype of `like`, in its shape."""
+    return torch.full_like(like, 8 * torch.finfo(like.dtype).eps)
 
 
 def cross_ray(

@@ -7,9 +7,10 @@ tracing, so models with control flow work; no torchvision.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[in
     The last entry, named ``""``, is the model's own output. Any index into a shape is a unit that
     `Neuron.of(module, layer=name, unit=index, shape=shape)` takes.
     """
+    forward = forward_of(module, None)
     found: dict[str, tuple[int, ...]] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -34,7 +36,7 @@ def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[in
 
     handles = [m.register_forward_hook(recorder(n)) for n, m in module.named_modules() if n]
     try:
-        output = probe(forward_of(module, None), module, tuple(shape), "the model")
+        output = probe(forward, module, tuple(shape), "the model")
     finally:
         for handle in handles:
             handle.remove()
@@ -54,6 +56,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+class LayerError(ValueError):
+    """A layer that cannot serve as a neuron's output."""
+
+
 class _Reached(BaseException):
     """Raised by a hook to end a forward pass; BaseException so that no `except Exception` eats it."""
 
@@ -61,23 +67,23 @@ class _Reached(BaseException):
         self.output = output
 
 
-def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Tensor]:
+def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
     """`module`, or its forward pass up to `layer`, as a function that leaves the module as it was."""
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"expected a torch.nn.Module, got {type(module).__name__}; for a plain function use "
             "Neuron(response=function, shape=...)."
         )
-    if layer is None:
+    if not layer:
 
-        def whole(x: Tensor) -> Tensor:
+        def whole(x: Tensor) -> Any:
             _require_same_kind(module, x)
             with evaluating(module):
                 return module(x)
 
         return whole
-    modules = dict(module.named_modules())
-    if layer not in modules or not layer:
+    modules = dict(module.named_modules(remove_duplicate=False))
+    if layer not in modules:
         near = difflib.get_close_matches(layer, modules, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Layers: {', '.join(list(modules)[1:8])}."
         raise ValueError(f"no layer {layer!r} in {type(module).__name__}. {hint} List all with `isoresponse units`.")
@@ -86,7 +92,7 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Tenso
     def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
         raise _Reached(output)
 
-    def up_to_layer(x: Tensor) -> Tensor:
+    def up_to_layer(x: Tensor) -> Any:
         _require_same_kind(module, x)
         handle = target.register_forward_hook(stop)
         try:
@@ -96,7 +102,7 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Tenso
             return reached.output
         finally:
             handle.remove()
-        raise ValueError(f"layer {layer!r} did not run in the forward pass; choose one that does.")
+        raise LayerError(f"layer {layer!r} did not run in the forward pass; choose one that does.")
 
     return up_to_layer
 
@@ -126,7 +132,9 @@ def probe(
     try:
         with torch.no_grad():
             output = forward(x)
-    except (RuntimeError, IndexError, TypeError, AssertionError) as error:
+    except LayerError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}"
@@ -158,7 +166,8 @@ def unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Ten
         raise ValueError(
             f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}."
         )
-    index: tuple[int, ...] = (unit,) if isinstance(unit, int) else tuple(unit)
+    index = tuple(unit) if isinstance(unit, tuple | list) else (unit,)
+    index = tuple(operator.index(i) if isinstance(i, SupportsIndex) else i for i in index)
     ranges = ", ".join(f"0..{s - 1}" for s in sizes) or "none"
     fits = len(index) == len(sizes) and all(
         isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True)

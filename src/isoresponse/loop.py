@@ -47,11 +47,11 @@ _SENTENCES = {
     Status.RUNNING: "still running",
     Status.DONE: "done: converged to the tolerance",
     Status.MAX_STEPS: "stopped at the step limit with the best point found so far",
-    Status.STALLED: "converged as far as this contour allows: no step improves it (a kink, or rounding)",
-    Status.ALREADY: "the start itself is already across; nothing to search",
+    Status.STALLED: "stopped with the best point found: no step improves it any more (a kink, or rounding)",
+    Status.ALREADY: "the start itself is already there or across; nothing to search",
     Status.FLAT: "failed: the gradient vanished, so there is no direction to follow",
     Status.BLOCKED: "failed: every useful direction leaves the box",
-    Status.UNREACHABLE: "failed: the level was not reached inside the box",
+    Status.UNREACHABLE: "failed: the level was not reached inside the box within the step limit",
     Status.NOT_FINITE: "failed: the response or its gradient became NaN or infinite",
 }
 
@@ -61,8 +61,8 @@ def status_tensor(status: Status, like: Tensor) -> Int[Tensor, " case"]:
     return torch.full((len(like),), int(status), dtype=torch.int64, device=like.device)
 
 
-def failed(status: Int[Tensor, " case"]) -> Tensor:
-    """Boolean mask (case,) of the cases that ended without an answer."""
+def failed(status: Int[Tensor, "*case"]) -> Tensor:
+    """Boolean mask, of the same shape, of the cases that ended without an answer."""
     return status >= int(Status.FLAT)
 
 

@@ -25,12 +25,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, nearest_in_plane
+from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, nearest_in_plane, rounding
 from isoresponse.loop import Status, failed, iterate, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.operators import inverse_secant_product
 
-MEMORY = 6  # secant pairs kept by closest_point; more than five changed nothing in benchmarks/digits.py
+MEMORY = (
+    6  # secant pairs kept by closest_point; curved quadrics need them, networks hardly (benchmarks/digits.py --ablate)
+)
 SHRINK = 0.5  # factor on the step after one that did not improve the distance
 STALL = 1e-3  # relative step below which a case that keeps failing to improve has converged
 TOLERATED = 1.3  # an iterate this much farther than the best one is still a useful place to look from
@@ -68,8 +70,8 @@ def closest_point(
 ) -> Solution:
     """The point nearest to `x` (Euclidean, inside the neuron's box) whose response is across `level`.
 
-    "Across" is the far side of the level as seen from `x`: above it where the response is now below or
-    equal, otherwise below it. The answer is a local optimum, reached from the start's own gradient.
+    "Across" is the far side of the level as seen from `x`: above it where the response is now below, otherwise
+    below it; where the response is at the level already, `x` is the answer (status ALREADY). The answer is a local optimum, reached from the start's own gradient.
 
     Parameters
     ----------
@@ -81,7 +83,7 @@ def closest_point(
         Gradients per case at most.
     rtol
         A case has converged when its tangential residual is below `rtol` times its distance. The
-        distance is then right to about rtol^2.
+        distance is then right to about rtol^2 (in a box, where elements come and go at a bound, to 1e-5).
 
     Returns
     -------
@@ -127,25 +129,20 @@ def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
         state = _begin_across(problem, state)
     state, status = iterate(lambda s, i: _closest_step(problem.select(i), s, rtol), state, max_steps)
     found = torch.isfinite(state.best_distance)
-    # polish: the ray search of the loop stops early while the direction is still rough
-    width = torch.full_like(below, 8 * torch.finfo(below.dtype).eps)
-    point, sharper, spent = cross_ray(problem, below, torch.where(found[:, None], state.best, problem.start), width)
-    point = torch.where((found & sharper)[:, None], point, state.best)
-    distance = (point - problem.start).norm(dim=1)
-    already = below > 0
+    already = below >= 0
     status = torch.where(found & failed(status), int(Status.STALLED), status)
     status = torch.where(~found & (status == int(Status.MAX_STEPS)), int(Status.UNREACHABLE), status)
-    point = torch.where(already[:, None], problem.start, point)
-    distance = torch.where(already, nothing, distance)
+    point = torch.where(already[:, None], problem.start, state.best)
+    distance = torch.where(already, nothing, state.best_distance)
     optimality = torch.where(already, nothing, state.optimality)
     status = torch.where(already, int(Status.ALREADY), status)
     value = problem.neuron.value(torch.where((found | already)[:, None], point, problem.start))
-    return as_solution(point, value, distance, optimality, status, state.gradients, state.forwards + spent + 1)
+    return as_solution(point, value, distance, optimality, status, state.gradients, state.forwards + 1)
 
 
 def _begin_across(problem: Problem, s: _Search) -> _Search:
     """The state with the first point brought to the contour along its ray, where that succeeds."""
-    point, found, spent = cross_ray(problem, s.below, s.x, torch.full_like(s.below, 1e-3))
+    point, found, spent = cross_ray(problem, s.below, s.x, rounding(s.below))
     length = (point - problem.start).norm(dim=1).masked_fill(~found, float("inf"))
     x = torch.where(found[:, None], point, s.x)
     return replace(s, x=x, best=x, best_distance=length, across=found, forwards=s.forwards + spent)
@@ -173,10 +170,9 @@ def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, T
     move = torch.where(uphill[:, None], move, scale[:, None] * residual)
     cap = (0.5 * distance / move.norm(dim=1).clamp_min(1e-30)).clamp(max=1.0) * s.relax
     move = torch.where(s.across[:, None], cap[:, None] * move, residual)
-    # --- ray: back to the contour, as sharply as the expected gain deserves
-    width = (0.05 * optimality.square()).clamp(8 * torch.finfo(excess.dtype).eps, 1e-3)
+    # --- ray: back to the contour, sharply, so that distances can be compared and the best is never lost
     candidate = problem.clip(s.x + move)
-    point, found, spent = cross_ray(problem, s.below, candidate, width)
+    point, found, spent = cross_ray(problem, s.below, candidate, rounding(s.below))
     length = (point - problem.start).norm(dim=1)
     better = found & (length < s.best_distance)
     accepted = found & (length < TOLERATED * s.best_distance)
@@ -219,7 +215,7 @@ def _closest_status(
     mark((gradient == 0).all(1), Status.FLAT)
     mark(converged, Status.DONE)
     mark(~(torch.isfinite(excess) & torch.isfinite(gradient).all(1)), Status.NOT_FINITE)
-    mark(s.below > 0, Status.ALREADY)
+    mark(s.below >= 0, Status.ALREADY)
     return status
 
 
@@ -252,7 +248,7 @@ def to_level(
     """
     problem = Problem.of(neuron, x, level)
     solution = newton(problem, rtol, max_steps)
-    return replace(solution, point=solution.point.reshape(x.shape))
+    return replace(solution, point=solution.point.reshape(x.shape), forwards=solution.forwards + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ def predict_distance(
     Parameters
     ----------
     order
-        0: |level - f|, one forward pass. 1: distance to the tangent plane of the contour, one gradient.
+        0: |level - f|, forward passes only. 1: distance to the tangent plane of the contour, one gradient.
         2: distance to the quadratic through the jet at the scale of the first-order prediction,
         `steps` more gradients. Exact Hessians would be zero on ReLU networks.
     steps
@@ -74,7 +74,7 @@ def predict_distance(
     >>> import torch
     >>> f = Neuron(lambda x: x.square().sum(1), shape=(2,))
     >>> x = torch.tensor([[3.0, 4.0]])
-    >>> [predict_distance(f, x, 100.0, order=k).distance.item() for k in (0, 1, 2)]
+    >>> [round(predict_distance(f, x, 100.0, order=k).distance.item(), 4) for k in (0, 1, 2)]
     [75.0, 7.5, 5.0]
     """
     if order not in (0, 1, 2):
@@ -88,13 +88,13 @@ def predict_distance(
         gap = -problem.excess(problem.start)
         done = status_tensor(Status.DONE, gap).masked_fill(~torch.isfinite(gap), int(Status.NOT_FINITE))
         zero = torch.zeros_like(gap)
-        return Prediction(gap, torch.full_like(x, float("nan")), done, zero, nan, none, none + 1, 0)
+        return Prediction(gap, torch.full_like(x, float("nan")), done, zero, nan, none, none + 2, 0)
     excess, gradient = problem.excess_and_grad(problem.start)
     lower, upper = problem.lower - problem.start, problem.upper - problem.start
     first, reachable = nearest_in_plane(-excess, gradient, lower, upper)
     status = _first_order_status(excess, gradient, reachable)
     if order == 1:
-        return as_prediction(first, x, status, torch.zeros_like(nan), None, none + 1, none + 1, 1)
+        return as_prediction(first, x, status, torch.zeros_like(nan), None, none + 1, none + 2, 1)
     signed = _rising(problem)
     jet = krylov_jet(signed, problem.start, excess, gradient, first, steps)
     model = Neuron(_quadratic, signed.shape, neuron.box, "2-jet",
@@ -105,7 +105,7 @@ def predict_distance(
     status = torch.where((status == int(Status.DONE)) | (status == int(Status.UNREACHABLE)), answer.status, status)
     displacement = answer.point - problem.start
     spent = none + 1 + jet.gradients
-    return as_prediction(displacement, x, status, first.norm(dim=1), jet.hessian.asymmetry, spent, spent, 2)
+    return as_prediction(displacement, x, status, first.norm(dim=1), jet.hessian.asymmetry, spent, spent + 1, 2)
 
 
 @dataclass(frozen=True)
