@@ -58,7 +58,8 @@ def report(name: str, found: Solution, truth: Tensor) -> None:
     error = (found.distance / truth - 1).abs()
     print(
         f"  {name:38s} cases {len(truth):4d}  success {found.success.double().mean():6.1%}  largest relative error "
-        f"{error.nan_to_num(nan=torch.inf).max():.1e}  gradients {found.gradients.double().mean():5.1f} (max {int(found.gradients.max())})"
+        f"{error.nan_to_num(nan=torch.inf).max():.1e}  gradients {found.gradients.double().mean():5.1f} "
+        f"(max {int(found.gradients.max())})"
     )
 
 
@@ -126,8 +127,8 @@ def in_a_box(cases: int, n: int) -> None:
             worst, better = max(worst, ratio), better + (ratio < -1e-6)
     pinned = (found.point[found.success].abs() > 0.25 - 1e-9).double().mean()
     print(
-        f"  in the box [-0.25, 0.25]^{n}: {compared} cases, {pinned:.0%} of elements at a bound, largest excess over the best of two "
-        f"SLSQP runs {worst:.1e}, shorter than both in {better}"
+        f"  in the box [-0.25, 0.25]^{n}: {compared} cases, {pinned:.0%} of elements at a bound, "
+        f"largest excess over the best of two SLSQP runs {worst:.1e}, shorter than both in {better}"
     )
 
 

@@ -71,7 +71,8 @@ def closest_point(
     """The point nearest to `x` (Euclidean, inside the neuron's box) whose response is across `level`.
 
     "Across" is the far side of the level as seen from `x`: above it where the response is now below, otherwise
-    below it; where the response is at the level already, `x` is the answer (status ALREADY). The answer is a local optimum, reached from the start's own gradient.
+    below it; where the response is at the level already, `x` is the answer (status ALREADY). The
+    answer is a local optimum, reached from the start's own gradient.
 
     Parameters
     ----------

@@ -217,7 +217,8 @@ _TRIPTYCH_CAPTION = (
 def _plane_caption(seen: dict[str, Any]) -> str:
     return (
         "Contours of equal margin in one plane; the thick line is the decision boundary, dots mark the edge of the box. "
-        "The steepest path crosses the contours at right angles in full space (cosine 1 on the right; less where it slides along a kink of a "
+        "The steepest path crosses the contours at right angles in full space (cosine 1 on the right; less where it slides "
+        "along a kink of a "
         f"piecewise linear network) and has length {seen['path_length']:.3f}; the straight line to the "
         f"closest adversary, {seen['distance']:.3f}, is never longer. The gradient at the input leaves the plane by "
         f"{seen['tilt_degrees']:.0f} degrees, so curvature seen here overstates that of the hypersurface accordingly."

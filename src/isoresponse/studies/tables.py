@@ -14,7 +14,8 @@ from isoresponse.studies.report import ATTACK_NAMES, ORDER_NAMES, number
 from isoresponse.studies.subject import load_module
 
 TOLD = {  # of all numbers in figures.json, the ones worth a line in the terminal, and their short names
-    "l2": "L2", "grey_levels": "grey levels", "step_m": "line every (m)", "share_reaching_the_summit": "share reaching the summit",
+    "l2": "L2", "grey_levels": "grey levels", "step_m": "line every (m)",
+    "share_reaching_the_summit": "share reaching the summit",
     "median_angle_error_deg": "angle error (deg)", "angle_input_to_mei_end_deg": "angle to MEI at the end (deg)",
     "share_of_box": "share of box",
 }  # fmt: skip
