@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,4 @@ def test_importing_the_package_does_not_load_torch():
 
 
 def test_the_version_is_that_of_the_distribution():
-    from importlib.metadata import version
-
     assert version("isoresponse") == iso.__version__

@@ -8,7 +8,7 @@ from analytic import ZOO, counted, dot, names, normal, quadric, sphere, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoresponse.crossing import Problem, as_solution, cross_ray, flatten, nearest_in_plane
+from isoresponse.crossing import Problem, Solution, cross_ray, flatten, nearest_in_plane
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
 
@@ -198,7 +198,7 @@ def test_a_level_is_a_number_or_one_per_case(level):
 def solution():
     one, none = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
     status = torch.tensor([Status.DONE, Status.FLAT, Status.STALLED])
-    return as_solution(one[:, None, None].expand(3, 2, 2), one, 2 * one, 0 * one, status, none + 4, none + 9)
+    return Solution(one[:, None, None].expand(3, 2, 2), one, 2 * one, 0 * one, status, none + 4, none + 9).blanked()
 
 
 def test_a_solution_is_nan_exactly_where_it_failed(solution):
@@ -219,5 +219,5 @@ def test_scripts_may_raise_for_failed_cases(solution):
         ValueError, match=r"1 of 3 cases failed \(case 1: failed: the gradient vanished.*look at .status"
     ):
         solution.raise_if_failed()
-    sound = as_solution(*(getattr(solution, f)[[0, 2]] for f in solution.__dataclass_fields__))
+    sound = Solution(*(getattr(solution, f)[[0, 2]] for f in solution.__dataclass_fields__))
     assert sound.raise_if_failed() is sound

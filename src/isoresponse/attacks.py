@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from isoresponse.classifier import Classifier
-from isoresponse.crossing import Problem, Solution, as_solution
+from isoresponse.crossing import Problem, Solution
 from isoresponse.loop import Status, status_tensor
 from isoresponse.neuron import Box, Neuron
 
@@ -77,9 +77,9 @@ class FoolboxAttack:
         unknown = torch.full_like(distance, float("nan"))
         passes = torch.ones_like(labels)
         forwards, gradients = (round(n / len(x)) for n in (counted.forwards, counted.gradients))
-        return as_solution(
+        return Solution(
             point, response.value(point), distance, unknown, status, gradients * passes, forwards * passes
-        )
+        ).blanked()
 
 
 def from_foolbox(attack: Any) -> FoolboxAttack:

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, flatten, nearest_in_plane, rounding
+from isoresponse.crossing import Problem, Solution, cross_ray, flatten, nearest_in_plane, rounding
 from isoresponse.hooks import forward_of, probe
 from isoresponse.loop import Status, failed, join, status_tensor, take
 from isoresponse.neuron import Box, Neuron, require_inputs
 from isoresponse.solve import search
-from isoresponse.susceptibility import Prediction, as_prediction, predict_distance
+from isoresponse.susceptibility import Prediction, predict_distance
 
 CANDIDATES = 10  # rivals, by score, whose first-order distance is computed
 FOLLOWED = 4  # of those, by first-order distance, the ones that get a trial
@@ -194,9 +194,11 @@ class Classifier:
             nearest = ranked.distance.argmin(1)
             first = ranked.feet[torch.arange(len(x), device=x.device), nearest]
             status = ranked.status.gather(1, nearest[:, None])[:, 0]
-            told = as_prediction(
-                first, x, status, torch.zeros_like(first[:, 0]), None, spent, torch.ones_like(spent), 1
-            )
+            zero = torch.zeros_like(first[:, 0])
+            told = Prediction.of(
+                1, first.reshape(x.shape), status,
+                scale=zero, error=zero * torch.nan, gradients=spent, forwards=torch.ones_like(spent),
+            )  # fmt: skip
         else:
             each = predict_distance(self.margin(labels[cases], rivals), x[cases], 0.0, order=2)
             best = _first_smallest(each.distance, cases, len(x))
@@ -264,8 +266,8 @@ class Classifier:
         distance = distance.masked_fill(already, 0.0)
         optimality = torch.nan_to_num(best.optimality).masked_fill(already, 0.0)
         value = problem.neuron.value(point)
-        solution = as_solution(point, value, distance, optimality, status, gradients, forwards + spent + 2)
-        return replace(solution, point=solution.point.reshape(x.shape))
+        point = point.reshape(x.shape)
+        return Solution(point, value, distance, optimality, status, gradients, forwards + spent + 2).blanked()
 
     def _rank(self, x: Tensor, labels: Tensor) -> _Ranked:
         """First-order feet and distances of the candidate rivals: one forward pass, one gradient per rival."""

@@ -39,6 +39,17 @@ class Solution:
         """Which cases (case,) have an answer."""
         return ~failed(self.status)
 
+    def blanked(self) -> Solution:
+        """The same with NaN for every number of a failed case, and for an optimality that was never measured."""
+        bad, nan = failed(self.status), float("nan")
+        return replace(
+            self,
+            point=self.point.masked_fill(bad.reshape(-1, *[1] * (self.point.ndim - 1)), nan),
+            value=self.value.masked_fill(bad, nan),
+            distance=self.distance.masked_fill(bad, nan),
+            optimality=self.optimality.masked_fill(bad | torch.isinf(self.optimality), nan),
+        )
+
     def __len__(self) -> int:
         return len(self.status)
 
@@ -55,24 +66,6 @@ class Solution:
             reasons = "; ".join(f"case {i}: {Status(int(self.status[i])).sentence}" for i in bad[:5])
             raise ValueError(f"{len(bad)} of {len(self)} cases failed ({reasons}); look at .status.")
         return self
-
-
-def as_solution(
-    point: Tensor,
-    value: Tensor,
-    distance: Tensor,
-    optimality: Tensor,
-    status: Tensor,
-    gradients: Tensor,
-    forwards: Tensor,
-) -> Solution:
-    """A `Solution` in which every failed case is NaN."""
-    bad, nan = failed(status), float("nan")
-    shaped = bad.reshape(-1, *[1] * (point.ndim - 1))
-    return Solution(
-        point.masked_fill(shaped, nan), value.masked_fill(bad, nan), distance.masked_fill(bad, nan),
-        optimality.masked_fill(bad | torch.isinf(optimality), nan), status, gradients, forwards,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isoresponse.crossing import Problem, Solution, as_solution, cross_ray, nearest_in_plane, rounding
+from isoresponse.crossing import Problem, Solution, cross_ray, nearest_in_plane, rounding
 from isoresponse.loop import Status, failed, iterate, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.operators import inverse_secant_product
@@ -138,7 +138,8 @@ def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
     optimality = torch.where(already, nothing, state.optimality)
     status = torch.where(already, int(Status.ALREADY), status)
     value = problem.neuron.value(torch.where((found | already)[:, None], point, problem.start))
-    return as_solution(point, value, distance, optimality, status, state.gradients, state.forwards + 1)
+    solution = Solution(point, value, distance, optimality, status, state.gradients, state.forwards + 1)
+    return solution.blanked()
 
 
 def _begin_across(problem: Problem, s: _Search) -> _Search:
@@ -293,4 +294,4 @@ def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = 
     point = state.best
     relative = state.best_excess.abs() / below.abs().clamp_min(torch.finfo(below.dtype).tiny)
     distance = (point - problem.start).norm(dim=1)
-    return as_solution(point, value, distance, relative, status, state.gradients, state.gradients + 1)
+    return Solution(point, value, distance, relative, status, state.gradients, state.gradients + 1).blanked()

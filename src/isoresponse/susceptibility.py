@@ -44,6 +44,13 @@ class Prediction:
     forwards: Tensor = axes("case", about="forward passes spent")
     order: int = axes(about="order of the prediction")
 
+    @classmethod
+    def of(cls, order: int, displacement: Tensor, status: Tensor, **fields: Tensor) -> Prediction:
+        """The prediction of displacements (case, *shape): their lengths, NaN where the status is a failure."""
+        bad = failed(status).reshape(-1, *[1] * (displacement.ndim - 1))
+        displacement = displacement.masked_fill(bad, float("nan"))
+        return cls(displacement.flatten(1).norm(dim=1), displacement, status, order=order, **fields)
+
 
 def predict_distance(
     neuron: Neuron,
@@ -94,7 +101,15 @@ def predict_distance(
     first, reachable = nearest_in_plane(-excess, gradient, lower, upper)
     status = _first_order_status(excess, gradient, reachable)
     if order == 1:
-        return as_prediction(first, x, status, torch.zeros_like(nan), None, none + 1, none + 2, 1)
+        return Prediction.of(
+            1,
+            first.reshape(x.shape),
+            status,
+            scale=torch.zeros_like(excess),
+            error=nan,
+            gradients=none + 1,
+            forwards=none + 2,
+        )
     signed = _rising(problem)
     jet = krylov_jet(signed, problem.start, excess, gradient, first, steps)
     model = Neuron(_quadratic, signed.shape, neuron.box, "2-jet",
@@ -105,7 +120,10 @@ def predict_distance(
     status = torch.where((status == int(Status.DONE)) | (status == int(Status.UNREACHABLE)), answer.status, status)
     displacement = answer.point - problem.start
     spent = none + 1 + jet.gradients
-    return as_prediction(displacement, x, status, first.norm(dim=1), jet.hessian.asymmetry, spent, spent + 1, 2)
+    return Prediction.of(
+        2, displacement.reshape(x.shape), status,
+        scale=first.norm(dim=1), error=jet.hessian.asymmetry, gradients=spent, forwards=spent + 1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -178,16 +196,3 @@ def _first_order_status(excess: Tensor, gradient: Tensor, reachable: Tensor) -> 
     status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
     finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
     return status.masked_fill(~finite, int(Status.NOT_FINITE)).masked_fill(excess > 0, int(Status.ALREADY))
-
-
-def as_prediction(
-    displacement: Tensor, x: Tensor, status: Tensor, scale: Tensor, error: Tensor | None,
-    gradients: Tensor, forwards: Tensor, order: int,
-) -> Prediction:  # fmt: skip
-    """A `Prediction` from flat displacements (case, n), NaN where the status is a failure."""
-    bad = failed(status)
-    displacement = displacement.masked_fill(bad[:, None], float("nan"))
-    error = torch.full_like(scale, float("nan")) if error is None else error
-    return Prediction(
-        displacement.norm(dim=1), displacement.reshape(x.shape), status, scale, error, gradients, forwards, order
-    )

@@ -7,7 +7,6 @@ in `terrain`. Each function returns a figure and the numbers in it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from isoresponse.models.basic import OutwardBent, Straight
 from isoresponse.neuron import Box, Neuron
 from isoresponse.paths import gradient_path
 from isoresponse.planes import Plane, contours, response_surface
+from isoresponse.studies.sizes import perturbation_sizes
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -33,35 +33,6 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 # --- 1: the adversarial example ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Size of perturbations (case, *shape) relative to a range of input values, and what 8 bits leave of them."""
-
-    rms: Tensor  # root-mean-square over elements, as a fraction of the range
-    grey_levels: Tensor  # the same in steps of an 8-bit image
-    survives_8bit: Tensor  # whether the decision still differs after rounding to 256 levels
-
-
-def perturbation_sizes(classifier: Classifier, x: Tensor, adversarial: Tensor, labels: Tensor) -> Sizes:
-    """Sizes of the changes from `x` to `adversarial` in units a person knows; NaN cases stay NaN and False.
-
-    Raises
-    ------
-    ValueError
-        A box without finite bounds: then there is no range to refer to.
-    """
-    lower, upper = classifier.box.bounds(x)
-    span = upper - lower
-    if not bool(torch.isfinite(span).all()):
-        raise ValueError("sizes in grey levels need a finite box, got an unbounded one; give e.g. Box(0, 1).")
-    rms = ((adversarial - x) / span).flatten(1).square().mean(1).sqrt()
-    levels = torch.round((adversarial - lower) / span * 255) / 255 * span + lower
-    known = torch.isfinite(rms)
-    safe = torch.where(torch.isfinite(levels), levels, x)
-    survives = (classifier.predict(safe) != labels) & known
-    return Sizes(rms, 255 * rms, survives)
 
 
 def triptych(

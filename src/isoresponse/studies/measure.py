@@ -24,7 +24,7 @@ from isoresponse.classifier import OnCases
 from isoresponse.crossing import Solution
 from isoresponse.loop import Status, count_statuses, join
 from isoresponse.records import to_dataset, versions
-from isoresponse.studies.figures import perturbation_sizes
+from isoresponse.studies.sizes import perturbation_sizes
 from isoresponse.studies.subject import Subject
 from isoresponse.susceptibility import Comparison, Prediction, compare
 

@@ -1,0 +1,170 @@
+"""Bad input at the command line: one sentence that says what to do, status 2, nothing left on the disk."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest_plugins = ["studying"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("digits-mpl", "no model 'digits-mpl': expected one of digits-mlp, digits-cnn"),
+        ("own.py", "no model 'own.py'"),
+        ("absent.py:net", "no file absent.py"),
+        ("own.py:nets", "own.py has no 'nets'; it has torch, net, number, make"),
+        ("own.py:number", "expected a torch.nn.Module or a function that returns one"),
+        ("own.py:broken", "calling own.py:broken without arguments failed: RuntimeError: no weights here"),
+        ("own.py:leaves", "own.py:leaves"),
+        ("own.py:wrong", "own.py:wrong returned a str; expected a torch.nn.Module"),
+        ("own.py:unfit", "must keep the case axis first"),
+        ("no_such_package:net", "could not import 'no_such_package'"),
+        ("json:dumps", "calling json:dumps without arguments failed"),
+    ],
+)
+def test_a_model_that_is_none_is_refused(small, refused, model, message):
+    refused(small(model=model), message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("net = (", "SyntaxError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(5)", "bad.py"),
+    ],
+)
+@pytest.mark.parametrize("model", ["bad.py:net", "bad:net"])
+def test_code_that_fails_is_refused_with_its_reason(place, small, refused, monkeypatch, content, message, model):
+    (place / "bad.py").write_text(content)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    refused(small(model=model), message.replace("bad.py", "bad"))
+
+
+# --- bad data
+
+
+def arrays(**changes):
+    x = np.full((6, 5), 0.5, dtype=np.float32)
+    return {"inputs": x, "labels": np.zeros(6, dtype=np.int64)} | changes
+
+
+HALF = arrays()["inputs"]
+DATA = {
+    "no arrays": ({}, "has no array 'inputs' (or images, x); it has none"),
+    "other arrays": ({"a": HALF}, "it has a."),
+    "no labels": ({"inputs": HALF}, "has no array 'labels'"),
+    "other shape": (arrays(inputs=HALF[:, :4]), "the model does not run on inputs of shape (case, 4)"),
+    "labels of another length": (arrays(labels=np.zeros(3, int)), "got shapes (6, 5) and (3,)"),
+    "no case axis": (arrays(inputs=HALF[0], labels=np.zeros(5, int)), "expected inputs (case, ...)"),
+    "labels too large": (arrays(labels=np.full(6, 3)), "labels must lie in 0..2 for this model of 3 classes"),
+    "labels below zero": (arrays(labels=np.full(6, -1)), "labels must lie in 0..2"),
+    "labels not whole": (arrays(labels=np.zeros(6)), "labels must be integers, got float64"),
+    "NaN": (arrays(inputs=HALF * np.nan), "must be finite, got NaN or infinity in 6 of 6 cases"),
+    "out of the box": (arrays(inputs=HALF * 300), "must lie in the box [0, 1], got values from 150 to 150"),
+    "whole numbers": (arrays(inputs=HALF.astype(np.int32)), "must be floating point or unsigned bytes, got int32"),
+    "text": (arrays(inputs=np.array([["a"]] * 6)), "must be floating point or unsigned bytes"),
+    "empty": (arrays(inputs=HALF[:0], labels=np.zeros(0, int)), "holds no cases"),
+    "objects": (arrays(inputs=np.array([[None]] * 6)), "is not an .npz file that can be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_that_do_not_fit_are_refused(place, small, refused, name):
+    content, message = DATA[name]
+    np.savez(place / "data.npz", **content)
+    refused(small(inputs="data.npz"), message)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "text", "half", "inside", "npy"])
+def test_files_that_are_no_npz_are_refused_by_name(place, small, refused, damage):
+    good = (place / "good.npz").read_bytes()
+    contents = {
+        "empty": b"",
+        "text": b"hello",
+        "half": good[: len(good) // 2],
+        "inside": good[:200] + b"\xff" * 40 + good[240:],
+    }
+    if damage in contents:
+        (place / "data.npz").write_bytes(contents[damage])
+    if damage == "npy":
+        np.save(place / "single.npy", HALF)
+        (place / "single.npy").rename(place / "data.npz")
+    refused(small(inputs="data.npz"), "data.npz")
+
+
+def test_a_model_that_is_wrong_about_all_inputs_is_refused(place, small, refused):
+    with np.load(place / "good.npz") as z:
+        np.savez(place / "wrong.npz", inputs=z["inputs"], labels=(z["labels"] + 1) % 3)
+    refused(small(inputs="wrong.npz"), "classifies none of the 12 inputs as labelled")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--bounds", "1", "0"], "bounds must be two increasing numbers, got 1.0 and 0.0"),
+        (["--bounds", "0", "nan"], "bounds must be two increasing numbers"),
+        (["--bounds", "-inf", "inf"], "bounds"),
+        (["--cases", "0"], "at least 1, got 0"),
+        (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
+        (["--threads", "-2"], "threads"),
+    ],
+)
+def test_options_out_of_range_are_refused(small, refused, more, message):
+    refused(small(*more), message)
+
+
+def test_a_missing_gpu_is_said(small, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(small("--device", "cuda"), "torch sees no CUDA device; use --device cpu")
+
+
+@pytest.mark.parametrize("inputs", [[], ["--inputs", "good.npz"], ["--inputs", "."]])
+def test_mnist_models_need_the_mnist_folder(refused, inputs):
+    refused(
+        place, run("report", "--out", place / "new" / "report", "--model", "mnist-mlp", *inputs), "four MNIST files"
+    )
+
+
+# --- where to write
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere/report", "folder", "."])
+def test_a_place_that_cannot_be_written_is_refused_and_untouched(place, small, refused, out):
+    (place / "file").write_text("mine")
+    (place / "folder").mkdir()
+    (place / "folder" / "thesis.tex").write_text("mine")
+    before = sorted(p.relative_to(place) for p in place.rglob("*"))
+    refused(small(out=out), "file" if "file" in out else "give")
+    assert sorted(p.relative_to(place) for p in place.rglob("*")) == before
+    assert (place / "file").read_text() == (place / "folder" / "thesis.tex").read_text() == "mine"
+
+
+# --- figures
+
+
+def test_an_unknown_figure_is_refused_with_the_nearest_name(refused):
+    said = refused(["figures", "--out", "new/figures", "--only", "trypich"], "no figure 'trypich'")
+    assert "Did you mean 'triptych'?" in said
+
+
+@pytest.mark.parametrize("dem", ["good.npz", "absent.npz", "half.npz", "flat.npz"])
+def test_a_map_that_is_none_is_refused(place, refused, dem):
+    (place / "half.npz").write_bytes((place / "good.npz").read_bytes()[:300])
+    np.savez(place / "flat.npz", elevation=np.zeros(7))
+    messages = {"good.npz": "has no array 'elevation'; it has inputs, labels", "flat.npz": "at least 4 x 4"}
+    refused(["figures", "--out", "new/figures", "--only", "topography", "--dem", place / dem], messages.get(dem, dem))
+
+
+@pytest.mark.parametrize("shape", ["", "5,x", "0", "-3"])
+def test_units_need_the_shape_of_an_input(refused, shape):
+    refused(["units", "own.py:net", f"--shape={shape}"], "--shape must list the sizes of one input")
+
+
+def test_units_of_a_shape_that_does_not_fit_are_refused(refused):
+    refused(["units", "own.py:net", "--shape", "6"], "does not run on inputs of shape (case, 6)")

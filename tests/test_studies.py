@@ -1,0 +1,261 @@
+"""The report on a model and the essay's figures: the numbers in them, the folder they come in."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isoresponse.classifier import Classifier
+from isoresponse.neuron import Box
+from isoresponse.records import read_store
+from isoresponse.studies.measure import Settings, failures, intervals, measure, summary
+from isoresponse.studies.report import finished_folder, write_report
+from isoresponse.studies.subject import Subject
+
+pytest_plugins = ["studying"]
+pytest.importorskip("foolbox")
+
+
+def strict(path):
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+
+
+class Loads(HTMLParser):
+    """Collects whatever a page would load, and the text it shows."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.loaded, self.tags = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "data", "srcset", "action", "poster")]
+
+
+# --- a study
+
+
+def test_every_number_the_issue_asks_for_is_in_the_summary(study):
+    numbers = summary(study)
+    assert numbers["model"] == "digits-mlp"
+    assert numbers["data"] == "digits"
+    assert (numbers["cases"], numbers["seed"]) == (12, 3)
+    assert numbers["accuracy"] > 0.95
+    for attack in ("closest_adversary", "foolbox_ddn"):
+        row = numbers["measured"][attack]
+        wanted = {"success", "mean_l2", "median_l2", "gradients_per_case", "forwards_per_case", "seconds"}
+        assert all(math.isfinite(row[key]) for key in wanted)
+    ours = study.measured["closest_adversary"]
+    assert numbers["measured"]["closest_adversary"]["success"] == 1.0
+    assert numbers["measured"]["closest_adversary"]["mean_l2"] == pytest.approx(float(ours.distance.mean()), rel=1e-6)
+    assert numbers["measured"]["foolbox_ddn"]["gradients_per_case"] == 20
+    for order in ("order0", "order1", "order2"):
+        row = numbers["prediction"][order]
+        assert all(math.isfinite(row[k]) for k in ("spearman", "kendall", "r2", "median_abs_log_error"))
+    assert numbers["prediction"]["order2"]["gradients_per_case"] / 9 <= 12
+    assert set(numbers["perturbation"]) == {"median_rms", "median_grey_levels", "survives_8bit"}
+    assert numbers["perturbation"]["median_grey_levels"] == pytest.approx(255 * numbers["perturbation"]["median_rms"])
+    assert {"isoresponse", "torch", "foolbox", "python"} <= set(numbers["versions"])
+
+
+def test_the_reference_is_the_smallest_of_all_attacks(study):
+    every = torch.stack([s.distance for s in study.measured.values()])
+    torch.testing.assert_close(study.smallest, every.amin(0))
+    torch.testing.assert_close((study.adversarial - study.x).flatten(1).norm(dim=1), study.smallest, rtol=1e-4, atol=0)
+    assert (study.subject.classifier.predict(study.adversarial) != study.labels).all()
+    assert (study.subject.classifier.predict(study.x) == study.labels).all()
+
+
+def test_the_seed_picks_the_cases(subject, study):
+    again = measure(subject, Settings(cases=12, seed=3, referee_steps=1))
+    other = measure(subject, Settings(cases=12, seed=4, referee_steps=1))
+    assert torch.equal(again.index, study.index)
+    torch.testing.assert_close(again.predicted[2].distance, study.predicted[2].distance)
+    assert not torch.equal(other.index, study.index)
+
+
+def test_stages_are_told_and_count_every_case(subject):
+    told = {}
+
+    class Bar:
+        def __init__(self, title, cases):
+            self.title, told[title] = title, [cases, 0]
+
+        def __enter__(self):
+            return lambda done: told[self.title].__setitem__(1, told[self.title][1] + done)
+
+        def __exit__(self, *_):
+            return None
+
+    measure(subject, Settings(cases=5, referee_steps=1, batch_size=2), stage=Bar)
+    assert len(told) == 5
+    assert set(map(tuple, told.values())) == {(5, 5)}
+
+
+def test_bootstrap_intervals_hold_the_value_and_shrink_with_cases():
+    draw = torch.Generator().manual_seed(0)
+    found = torch.rand(400, generator=draw) + 0.5
+    told = found * (1 + 0.1 * torch.randn(400, generator=draw))
+    wide, narrow = (intervals(told[:n], found[:n], seed=1)["median_abs_log_error"] for n in (25, 400))
+    assert narrow[0] < 0.0674 < narrow[1]  # median of |0.1 z|
+    assert narrow[1] - narrow[0] < 0.5 * (wide[1] - wide[0])
+    assert math.isnan(intervals(told[:9], found[:9], seed=1)["r2"][0])
+
+
+def test_settings_that_measure_nothing_are_refused():
+    with pytest.raises(ValueError, match="must be at least 1, got 0, 1000 and 100"):
+        Settings(cases=0)
+
+
+def test_a_model_that_is_always_wrong_is_refused(subject):
+    wrong = Subject(subject.classifier, subject.module, subject.images, (subject.labels + 1) % 10, "odd", "digits")
+    right = subject.classifier.predict(subject.images) == subject.labels
+    none = Subject(wrong.classifier, wrong.module, wrong.images[right], wrong.labels[right], "odd", "digits")
+    with pytest.raises(ValueError, match="odd classifies none of the .* inputs as labelled"):
+        measure(none, Settings(cases=3))
+
+
+@pytest.fixture(scope="module")
+def constant():
+    """A planted model that no perturbation can change."""
+    net = nn.Linear(6, 3)
+    net.weight.data.zero_()
+    net.bias.data = torch.tensor([1.0, 0.0, 0.0])
+    x = torch.rand(11, 6, generator=torch.Generator().manual_seed(0))
+    clf = Classifier.of(net, shape=(6,), box=Box(0.0, 1.0))
+    return measure(
+        Subject(clf, net, x, torch.zeros(11, dtype=torch.int64), "constant", "noise"), Settings(referee_steps=5)
+    )
+
+
+def test_an_unattackable_model_has_success_zero_and_no_distance(constant, tmp_path):
+    with finished_folder(tmp_path / "report") as folder:
+        write_report(constant, folder)
+    numbers = strict(tmp_path / "report" / "summary.json")
+    assert numbers["cases"] == 11
+    for row in numbers["measured"].values():
+        assert row["success"] == 0
+        assert row["mean_l2"] is None
+        assert row["median_l2"] is None
+        assert 0 < row["success_interval95"][1] < 0.5
+    assert numbers["prediction"]["order2"]["spearman"] is None
+    assert numbers["prediction"]["order2"]["failed"] == 11
+    assert set(numbers["perturbation"].values()) == {None}
+    assert any("constant" in note for note in numbers["notes"])
+    table = read_store(tmp_path / "report" / "results.zarr")
+    assert np.isnan(table["closest_adversary_distance"]).all()
+    assert "No perturbation was found" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert ("closest_adversary", 11) in [(who, count) for who, _, count in failures(constant)]
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def report(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reports") / "report"
+    with finished_folder(out) as folder:
+        write_report(study, folder)
+    return out
+
+
+def test_a_report_is_complete(report):
+    assert {p.name for p in report.iterdir()} == {"index.html", "summary.json", "results.zarr", "figures"}
+    names = {p.name for p in (report / "figures").iterdir()}
+    assert names == {f"{n}.{end}" for n in ("prediction", "triptych", "plane") for end in ("png", "svg")}
+    for file in (report / "figures").iterdir():
+        content = file.read_bytes()
+        assert content[1:4] == b"PNG" if file.suffix == ".png" else b"<svg" in content
+    assert [p.name for p in report.parent.iterdir()] == ["report"]
+
+
+def test_the_page_loads_nothing(report):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\(", page)
+    seen = Loads(page)
+    assert len(seen.loaded) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in seen.loaded)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(seen.tags)
+
+
+def test_the_summary_is_strict_json_with_its_origin(report, study):
+    numbers = strict(report / "summary.json")
+    told = summary(study)["prediction"]["order2"]["spearman"]
+    assert numbers["prediction"]["order2"]["spearman"] == pytest.approx(told)
+    assert numbers["provenance"]["settings"]["referee_steps"] == 20
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert f"{told:.3f}" in page
+    assert f"{numbers['measured']['closest_adversary']['median_l2']:.4f}" in page
+    distances = {k: v["l2"] for k, v in numbers["triptych"].items()}
+    assert distances["smallest"] < distances["median"] < distances["largest"]
+    assert numbers["plane"]["distance"] == pytest.approx(distances["median"], rel=1e-4)
+    assert numbers["plane"]["path_length"] >= numbers["plane"]["distance"] * 0.999
+
+
+def test_the_store_keeps_every_case(report, study):
+    table = read_store(report / "results.zarr")
+    assert table.sizes["case"] == 12
+    np.testing.assert_array_equal(table["case"], study.index)
+    np.testing.assert_array_equal(table["input"].values, study.x.numpy())
+    assert table["input"].dims == ("case", "channel", "height", "width")
+    for name in ("closest_adversary", "foolbox_ddn", "order0", "order1", "order2"):
+        assert table[f"{name}_distance"].dims == ("case",)
+        assert "flag_meanings" in table[f"{name}_status"].attrs
+        assert table[f"{name}_distance"].attrs["long_name"]
+    assert table["order2_distance"].attrs["units"] == "input"
+    assert json.loads(table.attrs["settings"])["model"] == "digits-mlp"
+
+
+def test_the_margin_is_stored_in_response_units(report):
+    assert read_store(report / "results.zarr")["order0_distance"].attrs.get("units") == "response"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_run_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), finished_folder(tmp_path / "new" / "report") as folder:
+        (folder / "half").write_text("done")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_an_earlier_report_alone(report):
+    before = (report / "summary.json").read_bytes()
+    with pytest.raises(RuntimeError), finished_folder(report) as folder:
+        (folder / "index.html").write_text("half")
+        raise RuntimeError
+    assert (report / "summary.json").read_bytes() == before
+    assert [p.name for p in report.parent.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [{"thesis.tex": "years"}, {"index.html": "my page"}, {"figures.json": "{}", "thesis.tex": "years"},
+     {"index.html": "my site", "summary.json": "[]", "thesis.tex": "years"}],
+    ids=["a text", "a page", "somebody's figures.json", "somebody's index.html and summary.json"],
+)  # fmt: skip
+def test_a_foreign_folder_is_refused_and_untouched(tmp_path, contents):
+    out = tmp_path / "mine"
+    out.mkdir()
+    for name, text in contents.items():
+        (out / name).write_text(text)
+    with pytest.raises(FileExistsError, match="not a folder that isoresponse wrote"), finished_folder(out):
+        pytest.fail("the work began")
+    assert {p.name: p.read_text() for p in out.iterdir()} == contents
+
+
+def test_an_earlier_report_and_an_empty_folder_are_replaced(tmp_path, study):
+    out = tmp_path / "report"
+    out.mkdir()
+    with finished_folder(out) as folder:
+        (folder / "index.html").write_text("first")
+        (folder / "summary.json").write_text(json.dumps({"versions": {"isoresponse": "0"}, "provenance": {}}))
+    with finished_folder(out) as folder:
+        (folder / "index.html").write_text("second")
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"index.html": "second"}
