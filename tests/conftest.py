@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from hypothesis import settings
+from studying import cache, digits, main, place, refused, run, small, study, subject  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of models, studies and command line (a pytest plugin): cache, trained subject, command."""
+"""Fixtures of the tests of models, studies and command line (imported by conftest): cache, trained subject, command."""
 
 import contextlib
 import importlib.util
@@ -111,7 +111,7 @@ def run(main, monkeypatch, capsys):
 def small(place):
     """The arguments of a small report on the model of `place`."""
 
-    def arguments(*more, model="own.py:net", inputs="good.npz", out="new/report"):
+    def arguments(*more, model="own.py:net", inputs="good.npz", out="report"):
         return ("report", "--out", place / out, "--model", model, "--inputs", place / inputs, "--cases", 4, *more)
 
     return arguments
@@ -122,13 +122,14 @@ def refused(place, run):
     """Runs a command and asserts the contract of bad input: status 2, one sentence, no traceback, nothing on the disk."""
 
     def command(arguments, message):
+        before = sorted(place.rglob("*"))
         code, _, err = run(*arguments)
         sentences = [line for line in err.splitlines() if line.startswith("error:")]
         assert code == 2, err
         assert len(sentences) == 1, err
         assert message in sentences[0]
         assert "Traceback" not in err
-        assert not (place / "new").exists(), "folders were left behind"
+        assert sorted(p for p in place.rglob("*") if "__pycache__" not in p.parts) == before
         return sentences[0]
 
     return command

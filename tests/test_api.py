@@ -60,7 +60,8 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_the_package_does_not_load_torch():
-    code = "import sys, isoresponse; print(isoresponse.__version__, *{'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))"
+    heavy = {"torch", "numpy", "scipy", "matplotlib"}
+    code = f"import sys, isoresponse; print(isoresponse.__version__, *{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [iso.__version__]
 

@@ -13,7 +13,6 @@ import torch
 from isoresponse import __version__
 from isoresponse.studies import gallery
 
-pytest_plugins = ["studying"]
 pytest.importorskip("foolbox")
 
 
@@ -59,9 +58,9 @@ def test_figures_are_written_and_told(run, place):
 def test_a_report_on_ones_own_model_with_vector_inputs(run, place, small):
     code, out, err = run(*small())
     assert code == 0, err
-    report = place / "new" / "report"
+    report = place / "report"
     assert {p.name for p in report.iterdir()} == {"index.html", "summary.json", "results.zarr", "figures"}
-    assert [p.name for p in report.parent.iterdir()] == ["report"]
+    assert {p.name for p in place.iterdir()} - {"__pycache__"} == {"own.py", "good.npz", "report"}
     numbers = json.loads((report / "summary.json").read_text(encoding="utf-8"))
     assert (numbers["model"], numbers["data"], numbers["cases"]) == ("own.py:net", "good.npz", 4)
     assert numbers["accuracy"] == 1.0
@@ -103,6 +102,14 @@ def test_other_kinds_of_numbers_and_names_are_accepted(place, small, refused, me
     torch.testing.assert_close(found.images, torch.from_numpy(x), rtol=0, atol=4e-3)
     assert found.images.dtype == torch.float32
     assert found.labels.tolist() == labels.tolist()
+
+
+def test_a_model_file_may_import_its_neighbours(run, place):
+    (place / "project").mkdir()
+    (place / "project" / "layers_of_mine.py").write_text("import torch\nnet = torch.nn.Linear(5, 3)\n")
+    (place / "project" / "model.py").write_text("from layers_of_mine import net\n")
+    code, _, err = run("units", place / "project" / "model.py:net", "--shape", "5")
+    assert code == 0, err
 
 
 def test_a_function_that_makes_the_model_and_other_bounds_are_accepted(small, refused, measured):

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest_plugins = ["studying"]
-
 
 @pytest.mark.parametrize(
     ("model", "message"),
@@ -15,7 +13,7 @@ pytest_plugins = ["studying"]
         ("digits-mpl", "no model 'digits-mpl': expected one of digits-mlp, digits-cnn"),
         ("own.py", "no model 'own.py'"),
         ("absent.py:net", "no file absent.py"),
-        ("own.py:nets", "own.py has no 'nets'; it has torch, net, number, make"),
+        ("own.py:nets", "own.py has no 'nets'; it has "),
         ("own.py:number", "expected a torch.nn.Module or a function that returns one"),
         ("own.py:broken", "calling own.py:broken without arguments failed: RuntimeError: no weights here"),
         ("own.py:leaves", "own.py:leaves"),
@@ -32,10 +30,10 @@ def test_a_model_that_is_none_is_refused(small, refused, model, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
-        ("net = (", "SyntaxError"),
-        ("1 / 0", "ZeroDivisionError"),
-        ("import sys; sys.exit(5)", "bad.py"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("net = (", "never closed"),
+        ("1 / 0", "division by zero"),
+        ("import sys; sys.exit(5)", "bad"),
     ],
 )
 @pytest.mark.parametrize("model", ["bad.py:net", "bad:net"])
@@ -43,7 +41,7 @@ def test_code_that_fails_is_refused_with_its_reason(place, small, refused, monke
     (place / "bad.py").write_text(content)
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.delitem(sys.modules, "bad", raising=False)
-    refused(small(model=model), message.replace("bad.py", "bad"))
+    refused(small(model=model), message)
 
 
 # --- bad data
@@ -81,6 +79,11 @@ def test_data_that_do_not_fit_are_refused(place, small, refused, name):
     refused(small(inputs="data.npz"), message)
 
 
+# numpy leaves a damaged archive open: whoever opens it for numpy closes it
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@LEFT_OPEN
 @pytest.mark.parametrize("damage", ["absent", "empty", "text", "half", "inside", "npy"])
 def test_files_that_are_no_npz_are_refused_by_name(place, small, refused, damage):
     good = (place / "good.npz").read_bytes()
@@ -107,8 +110,8 @@ def test_a_model_that_is_wrong_about_all_inputs_is_refused(place, small, refused
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--bounds", "1", "0"], "bounds must be two increasing numbers, got 1.0 and 0.0"),
-        (["--bounds", "0", "nan"], "bounds must be two increasing numbers"),
+        (["--bounds", "1", "0"], "bounds must be two increasing finite numbers, got 1.0 and 0.0"),
+        (["--bounds", "0", "nan"], "bounds must be two increasing finite numbers"),
         (["--bounds", "-inf", "inf"], "bounds"),
         (["--cases", "0"], "at least 1, got 0"),
         (["--device", "tpu"], "device must be cpu or cuda, got 'tpu'"),
@@ -126,9 +129,7 @@ def test_a_missing_gpu_is_said(small, refused, monkeypatch):
 
 @pytest.mark.parametrize("inputs", [[], ["--inputs", "good.npz"], ["--inputs", "."]])
 def test_mnist_models_need_the_mnist_folder(refused, inputs):
-    refused(
-        place, run("report", "--out", place / "new" / "report", "--model", "mnist-mlp", *inputs), "four MNIST files"
-    )
+    refused(["report", "--out", "report", "--model", "mnist-mlp", *inputs], "four MNIST files")
 
 
 # --- where to write
@@ -145,20 +146,29 @@ def test_a_place_that_cannot_be_written_is_refused_and_untouched(place, small, r
     assert (place / "file").read_text() == (place / "folder" / "thesis.tex").read_text() == "mine"
 
 
-# --- figures
+# --- figures and units
+
+
+@pytest.mark.parametrize("command", ["report", "figures"])
+def test_folders_made_on_the_way_are_taken_away_again(refused, small, command):
+    if command == "report":
+        refused(small(model="nothing", out="new/deep/report"), "no model 'nothing'")
+    else:
+        refused(["figures", "--out", "new/deep/figures", "--only", "nothing"], "no figure 'nothing'")
 
 
 def test_an_unknown_figure_is_refused_with_the_nearest_name(refused):
-    said = refused(["figures", "--out", "new/figures", "--only", "trypich"], "no figure 'trypich'")
+    said = refused(["figures", "--out", "figures", "--only", "trypich"], "no figure 'trypich'")
     assert "Did you mean 'triptych'?" in said
 
 
+@LEFT_OPEN
 @pytest.mark.parametrize("dem", ["good.npz", "absent.npz", "half.npz", "flat.npz"])
 def test_a_map_that_is_none_is_refused(place, refused, dem):
     (place / "half.npz").write_bytes((place / "good.npz").read_bytes()[:300])
     np.savez(place / "flat.npz", elevation=np.zeros(7))
     messages = {"good.npz": "has no array 'elevation'; it has inputs, labels", "flat.npz": "at least 4 x 4"}
-    refused(["figures", "--out", "new/figures", "--only", "topography", "--dem", place / dem], messages.get(dem, dem))
+    refused(["figures", "--out", "figures", "--only", "topography", "--dem", place / dem], messages.get(dem, dem))
 
 
 @pytest.mark.parametrize("shape", ["", "5,x", "0", "-3"])

@@ -64,7 +64,7 @@ def test_in_ball_and_box_a_linear_neuron_agrees_with_scipy(generator, norm):
 
 def test_an_interior_maximum_is_found_from_every_start(hill, generator):
     neuron, top = hill
-    found = mei(neuron, generator, max_steps=400)
+    found = mei(neuron, generator, max_steps=400, rtol=1e-9)
     torch.testing.assert_close(found.points, top.expand(8, 3), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.value, torch.tensor(7.0, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(found.agreement, torch.ones(8, dtype=torch.float64), rtol=0, atol=1e-6)

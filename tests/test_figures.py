@@ -13,9 +13,8 @@ from isoresponse.classifier import Classifier
 from isoresponse.models.elevation import ElevationMap
 from isoresponse.neuron import Box
 from isoresponse.studies import figures, gallery
+from isoresponse.studies.sizes import perturbation_sizes
 from isoresponse.studies.terrain import ascent, load_elevation, topography
-
-pytest_plugins = ["studying"]
 
 NAN = float("nan")
 
@@ -66,7 +65,7 @@ def test_sizes_are_shares_of_the_range_and_grey_levels(pair):
     after[0, 0, 0, 0] = 1.6  # rounds to a level that is still across
     after[1, 0, 0, 0] = 1.0005  # rounds back to below 1
     after[2] = NAN
-    sizes = figures.perturbation_sizes(pair, x, after, torch.zeros(3, dtype=torch.int64))
+    sizes = perturbation_sizes(pair, x, after, torch.zeros(3, dtype=torch.int64))
     torch.testing.assert_close(sizes.rms[:2], torch.tensor([1.6 / 4 / 2, 1.0005 / 4 / 2]))
     torch.testing.assert_close(sizes.grey_levels[:2], 255 * sizes.rms[:2])
     assert sizes.rms[2].isnan()
@@ -77,7 +76,7 @@ def test_sizes_need_a_range():
     clf = Classifier.of(nn.Linear(2, 2), shape=(2,))
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="sizes in grey levels need a finite box"):
-        figures.perturbation_sizes(clf, x, x, torch.zeros(1, dtype=torch.int64))
+        perturbation_sizes(clf, x, x, torch.zeros(1, dtype=torch.int64))
 
 
 def test_the_triptych_says_what_it_shows(pair):
@@ -167,7 +166,7 @@ GRID = np.arange(30.0).reshape(5, 6)
 def test_cells_of_a_map_file_are_measured(tmp_path, arrays, cell):
     np.savez(tmp_path / "my_map.npz", elevation=GRID, **arrays)
     terrain, name = load_elevation(tmp_path / "my_map.npz")
-    assert name == "my map"
+    assert name == ("my map" if arrays else "my map (cells of 10 m assumed)")
     assert terrain.cell == pytest.approx(cell)
     rises_north = bool(terrain.grid[-1, 0] > terrain.grid[0, 0])
     assert rises_north == ("lat" in arrays and arrays["lat"][0] < 0)

@@ -71,6 +71,8 @@ def report(
     with finished_folder(out) as folder:
         with _epochs(f"train {model}") as on_epoch:
             subject = load_subject(model, inputs=inputs, bounds=bounds, seed=seed, device=device, on_epoch=on_epoch)
+        if threads < 0:
+            raise ValueError(f"threads must be 0 or more, got {threads}.")
         if threads or subject.images[0].numel() < 256:
             torch.set_num_threads(max(1, threads))
         study = measure(subject, settings, stage=_stage)
@@ -82,7 +84,8 @@ def report(
 @app.command()
 def figures(
     out: Annotated[Path, typer.Option(help="folder to write; replaced if earlier figures are there")],
-    only: Annotated[list[str] | None, typer.Option(help="name of a figure; may be repeated")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="further figures for --only", show_default=False)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="draw only this figure; may be repeated")] = None,
     dem: Annotated[
         Path | None, typer.Option(help=".npz with an array 'elevation' (and lat, lon) for topography and ascent")
     ] = None,
@@ -96,7 +99,7 @@ def figures(
         from isoresponse.studies.tables import figure_table
 
     with finished_folder(out) as folder:
-        numbers = write_gallery(folder, only=only, dem=dem, seed=seed, stage=_stage)
+        numbers = write_gallery(folder, only=[*(only or []), *(names or [])], dem=dem, seed=seed, stage=_stage)
     figure_table(numbers, out)
 
 

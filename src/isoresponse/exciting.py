@@ -29,14 +29,15 @@ class MostExciting:
     value: Tensor = axes(units="response", about="response to it")
     points: Tensor = axes("start", "*shape", units="input", about="end point of every start, best first")
     values: Tensor = axes("start", units="response", about="response at every end point")
-    optimality: Tensor = axes("start", about="projected gradient relative to the gradient, 0 at a maximum")
+    optimality: Tensor = axes("start", about="projected gradient relative to the largest gradient seen, 0 at a maximum")
     status: Tensor = axes("start", about="how each start ended")
     gradients: Tensor = axes("start", about="gradients spent")
+    center: Tensor = axes("*shape", units="input", about="middle of the starts")
 
     @property
     def agreement(self) -> Tensor:
         """Cosine (start,) between each end point and the best one, both seen from the middle of the starts."""
-        flat = self.points.flatten(1)
+        flat = (self.points - self.center).flatten(1)
         best = flat[:1]
         return torch.nn.functional.cosine_similarity(flat, best, dim=1)
 
@@ -84,12 +85,14 @@ def most_exciting_input(
     >>> most_exciting_input(f, norm=1.0, generator=torch.Generator().manual_seed(0)).point
     tensor([0.6000, 0.8000])
     """
+    if center is not None and (tuple(center.shape) != neuron.shape or not bool(torch.isfinite(center).all())):
+        raise ValueError(f"center must be one finite input of shape {neuron.shape}, got shape {tuple(center.shape)}.")
     like = torch.zeros(()) if like is None else like
     middle = torch.zeros((1, *neuron.shape), dtype=like.dtype, device=like.device) if center is None else center[None]
     middle = neuron.box.clip(middle)
     lower, upper = neuron.box.bounds(middle)
     bounded = bool(torch.isfinite(lower).all() and torch.isfinite(upper).all())
-    if norm is None and not bounded:
+    if (norm is None or norm == float("inf")) and not bounded:
         raise ValueError("most_exciting_input needs a norm or a finite box, got neither; give norm=... in input units.")
     if norm is not None and not norm > 0:
         raise ValueError(f"norm must be positive, got {norm}.")
@@ -119,6 +122,7 @@ def most_exciting_input(
         state.optimality[order],
         status[order],
         state.gradients[order],
+        middle[0],
     )
 
 
@@ -128,6 +132,7 @@ class _Ascent:
     best: Tensor
     best_value: Tensor
     best_gradient: Tensor
+    steepest: Tensor  # largest gradient seen
     step: Tensor
     optimality: Tensor
     gradients: Tensor
@@ -137,7 +142,7 @@ def _ascend(problem: Problem, first: Tensor, radius: float, max_steps: int, rtol
     """Projected gradient ascent with a Barzilai-Borwein step that is shortened after every failure."""
     value = torch.full_like(problem.level, -torch.inf)
     state = _Ascent(
-        first, first, value, torch.zeros_like(first), torch.full_like(value, float("nan")),
+        first, first, value, torch.zeros_like(first), torch.zeros_like(value), torch.full_like(value, float("nan")),
         torch.full_like(value, float("inf")), torch.zeros_like(value, dtype=torch.int64),
     )  # fmt: skip
 
@@ -162,13 +167,15 @@ def _ascend(problem: Problem, first: Tensor, radius: float, max_steps: int, rtol
         best_value = torch.where(better, value, s.best_value)
         target = _project(best + length[:, None] * best_gradient, origin, radius, problem.neuron)
         uphill = best_gradient / best_gradient.norm(dim=1, keepdim=True).clamp_min(1e-30) * unit[cases, None]
+        steepest = torch.maximum(s.steepest, steepness)
         free = (_project(best + uphill, origin, radius, problem.neuron) - best).norm(dim=1) / unit[cases]
+        free = free * best_gradient.norm(dim=1) / steepest.clamp_min(torch.finfo(free.dtype).tiny)
         still = (target - best).norm(dim=1) <= 1e-7 * (best.norm(dim=1) + 1)
         status = status_tensor(Status.RUNNING, value)
         status = status.masked_fill(still, int(Status.STALLED)).masked_fill(free <= rtol, int(Status.DONE))
         status = status.masked_fill((steepness == 0) & ~torch.isfinite(s.step), int(Status.FLAT))
         status = status.masked_fill(~(torch.isfinite(value) & torch.isfinite(steepness)), int(Status.NOT_FINITE))
-        return _Ascent(target, best, best_value, best_gradient, length, free, s.gradients + 1), status
+        return _Ascent(target, best, best_value, best_gradient, steepest, length, free, s.gradients + 1), status
 
     return iterate(step, state, max_steps)
 

@@ -144,6 +144,8 @@ def iso_walk(
         raise ValueError(f"iso_walk needs knots >= 2 and a positive step, got knots={knots} and step={step}.")
     if direction.shape != x.shape:
         raise ValueError(f"direction must have the shape of x, {tuple(x.shape)}, got {tuple(direction.shape)}.")
+    if not bool(torch.isfinite(direction).all()):
+        raise ValueError("direction must be finite, got NaN or infinity; give a direction for every case.")
     neuron.require_inputs(x)
     problem = Problem.of(neuron, x, neuron.value(x))
     cases, n = problem.start.shape
@@ -200,7 +202,7 @@ def _gradient_step(
     target = replace(target, sign=torch.ones_like(total))
     corrected = newton(target, 0.0, 6, atol=1e-6 * total.abs() + 8 * torch.finfo(total.dtype).eps * target.level.abs())
     # a correction longer than the step is a jump to another slope: the response cannot be had from here
-    ok = fine & free & free_there & corrected.success & (corrected.distance <= length)
+    ok = fine & free & (free_there | lands) & corrected.success & (corrected.distance <= length)
     x = torch.where(ok[:, None], corrected.point, s.x)
     arrived = ok & lands
     done = torch.where(ok, torch.where(lands, s.knot / (knots - 1), s.done + size), s.done)
@@ -212,7 +214,9 @@ def _gradient_step(
     stepped = torch.where(lands & ok, torch.maximum(s.size, stepped), stepped)
     knot = s.knot + arrived.long()
     status = status_tensor(Status.RUNNING, total)
-    status = status.masked_fill(~ok & (size <= SMALLEST), int(Status.FLAT))
+    ended = ~ok & (size <= SMALLEST)
+    walled = ~free_there | (corrected.status == int(Status.BLOCKED))
+    status = status.masked_fill(ended, int(Status.FLAT)).masked_fill(ended & walled, int(Status.BLOCKED))
     status = status.masked_fill(~free, int(Status.BLOCKED))
     status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
     status = status.masked_fill(~torch.isfinite(gradient).all(1), int(Status.NOT_FINITE))

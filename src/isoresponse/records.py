@@ -116,7 +116,7 @@ def read_store(path: Path) -> xr.Dataset:
     """
     dataset = xr.open_zarr(path, consolidated=False)
     schema = dataset.attrs.get("schema")
-    if schema is None:
+    if not isinstance(schema, int | np.integer):
         raise ValueError(f"{path} has no 'schema' attribute, so it is not a store of isoresponse.")
     if schema > SCHEMA:
         raise ValueError(f"{path} has schema {schema}, this version reads up to {SCHEMA}; update isoresponse.")
@@ -158,6 +158,8 @@ def to_plain(value: Any) -> Any:
         return [to_plain(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, np.integer):
         return int(value)
     return value

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,6 +82,10 @@ def mnist(folder: Path) -> Data:
     for split in ("train", "t10k"):
         images = _read_idx(folder, f"{split}-images-idx3-ubyte", 3)
         labels = _read_idx(folder, f"{split}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{folder}: {len(images)} images but {len(labels)} labels in {split}-*; get the files again."
+            )
         parts.append(
             (torch.from_numpy(images.astype(np.float32) / 255)[:, None], torch.from_numpy(labels.astype(np.int64)))
         )
@@ -117,9 +123,9 @@ def trained(
         torch.manual_seed(seed)
         net = NETWORKS[name](side)
     path = _cache_file(f"{data.name}-{name}", data, seed, cache)
-    if path.exists():
+    try:
         net.load_state_dict(load_file(path))
-    else:
+    except (OSError, SafetensorError, RuntimeError):  # not there, or damaged: train (again)
         _train(net, *data.train, seed, on_epoch)
         _save(net, path)
     return net.eval()
@@ -172,8 +178,11 @@ def _save(net: nn.Module, path: Path) -> None:
 def _read_idx(folder: Path, name: str, ndim: int) -> np.ndarray:
     for path, opener in ((folder / f"{name}.gz", gzip.open), (folder / name, open)):
         if path.exists():
-            with opener(path, "rb") as file:
-                raw = file.read()
+            try:
+                with opener(path, "rb") as file:
+                    raw = file.read()
+            except (OSError, EOFError, zlib.error) as error:
+                raise ValueError(f"{path} cannot be read ({error}); get the file again.") from error
             break
     else:
         raise FileNotFoundError(f"{folder} has no file {name} or {name}.gz; give a folder with the four MNIST files.")

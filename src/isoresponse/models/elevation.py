@@ -38,7 +38,7 @@ class ElevationMap(nn.Module):
         grid = np.asarray(elevation, dtype=np.float64)
         if grid.ndim != 2 or min(grid.shape) < 4 or not np.isfinite(grid).all():
             raise ValueError(f"an elevation model is a finite grid of at least 4 x 4 numbers, got shape {grid.shape}.")
-        if not min(cell) > 0:
+        if not all(0 < size < float("inf") for size in cell):
             raise ValueError(f"cell must be two positive lengths in kilometres, got {cell}.")
         if smoothing > 0:
             grid = scipy.ndimage.gaussian_filter(grid, smoothing, mode="nearest")

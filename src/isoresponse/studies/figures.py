@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -83,7 +84,7 @@ def smallest_median_largest(distance: Tensor) -> list[tuple[str, int]]:
     if not order:
         return []
     picks = [("smallest", order[0]), ("median", order[(len(order) - 1) // 2]), ("largest", order[-1])]
-    return picks if len(order) >= 3 else picks[: len(order)]
+    return picks if len(order) >= 3 else [picks[0], picks[2]][: len(order)]
 
 
 # --- 4: two neurons ---------------------------------------------------------------------------------------
@@ -227,8 +228,9 @@ def region(*, bend: float = 1.0, width: float = 0.35, size: int = 800) -> tuple[
 
 def save(figure: Figure, stem: Path) -> None:
     """`figure` as ``stem.png`` and ``stem.svg``; the same figure gives the same bytes."""
-    figure.savefig(stem.with_suffix(".png"), metadata={"Software": None})
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "isoresponse"}):
+        figure.savefig(stem.with_suffix(".png"), metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
 
 def nice_step(step: float) -> float:

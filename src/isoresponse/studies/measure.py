@@ -244,6 +244,9 @@ def dataset(study: Study) -> xr.Dataset:
         to_dataset(p, shape_dims=shape_dims).rename(_prefixed(p, f"order{k}")).drop_vars(f"order{k}_displacement")
         for k, p in study.predicted.items()
     ]
+    for part in parts:
+        if "order0_distance" in part:  # the margin itself
+            part["order0_distance"].attrs["units"] = "response"
     dims = parts[0][f"{OURS}_point"].dims
     own = xr.Dataset(
         {
@@ -252,7 +255,7 @@ def dataset(study: Study) -> xr.Dataset:
         },
         coords={"case": ("case", study.index.cpu().numpy(), {"long_name": "position in the data"})},
     )
-    return xr.merge([own, *parts], combine_attrs="drop")
+    return xr.merge([own, *parts], combine_attrs="no_conflicts")
 
 
 def _prefixed(result: Solution | Prediction, prefix: str) -> dict[str, str]:

@@ -33,14 +33,18 @@ from isoresponse.studies.measure import OURS, THEIRS, Study, comparisons, datase
 
 ORDER_NAMES = {0: "order 0: margin (response gap)", 1: "order 1: spacing", 2: "order 2: spacing and curvature"}
 ATTACK_NAMES = {OURS: "isoresponse", THEIRS: "foolbox DDN"}
-MARKS = ("index.html", "summary.json")  # what a folder written here always holds
+MARKS = {  # the file that holds the provenance, and all names and suffixes of what is written beside it
+    "summary.json": ("summary.json", "index.html", "results.zarr", "figures"),
+    "figures.json": ("figures.json", ".png", ".svg"),
+}
 
 
 @contextmanager
 def finished_folder(out: Path) -> Iterator[Path]:
     """A new empty folder that takes the place of `out` when the block ends well and vanishes otherwise.
 
-    An existing `out` is replaced only if it is empty or an earlier product of this library.
+    An existing `out` is replaced only if it is empty or an earlier product of this library and nothing else.
+    Folders made on the way to `out` vanish too when the block fails.
 
     Raises
     ------
@@ -53,6 +57,7 @@ def finished_folder(out: Path) -> Iterator[Path]:
         raise FileExistsError(
             f"{out} exists and is not a folder that isoresponse wrote; give --out a new or empty folder."
         )
+    made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -65,8 +70,11 @@ def finished_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             part.replace(out)
-    finally:
+    except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        for folder in made:
+            folder.rmdir()
+        raise
 
 
 def write_report(study: Study, folder: Path) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     margin = classifier.margin(label, rival)
     rise = Neuron(lambda z: -margin.response(z, *(g.expand(len(z)) for g in margin.given)), margin.shape, margin.box)
     generator = torch.Generator().manual_seed(study.settings.seed)
-    mei = most_exciting_input(rise, generator=generator, starts=4, like=x, center=x, norm=_reach(study, x))
+    mei = most_exciting_input(rise, generator=generator, starts=4, like=x, center=x)
     distance = float((adversary - x).norm())
     toward = (adversary - x) / distance
     plane = _spanning(x, toward, mei.point - x, generator)
@@ -183,13 +191,6 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     }  # fmt: skip
 
 
-def _reach(study: Study, x: Tensor) -> float | None:
-    """No ball where the box is finite; else twice the median distance found, so that an MEI exists."""
-    lower, upper = study.subject.classifier.box.bounds(x)
-    finite = bool(torch.isfinite(lower).all() and torch.isfinite(upper).all())
-    return None if finite else 2 * float(study.smallest.nanmedian())
-
-
 def _spanning(origin: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Plane:
     try:
         return Plane.spanning(origin, first, second)
@@ -250,4 +251,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def _ours(folder: Path) -> bool:
-    return all((folder / mark).exists() for mark in MARKS) or (folder / "figures.json").exists()
+    """Whether `folder` holds what this library wrote, as its provenance says, and nothing that it did not write."""
+    for mark, entries in MARKS.items():
+        try:
+            content = json.loads((folder / mark).read_text(encoding="utf-8"))
+            known = "isoresponse" in (content.get("versions") or content["provenance"]["versions"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        return known and all(p.name in entries or p.suffix in entries for p in folder.iterdir())
+    return False

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +70,8 @@ def load_subject(
         Whatever does not fit, in one sentence.
     """
     where = _device(device)
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must be two increasing numbers, got {bounds[0]} and {bounds[1]}.")
+    if not -float("inf") < bounds[0] < bounds[1] < float("inf"):
+        raise ValueError(f"bounds must be two increasing finite numbers, got {bounds[0]} and {bounds[1]}.")
     if model in zoo.BUILT_IN:
         module, images, labels, data_name = _built_in(model, inputs, seed, on_epoch)
     else:
@@ -113,7 +116,7 @@ def load_module(spec: str) -> nn.Module:
             )
         try:
             made = made()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"calling {spec} without arguments failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{spec} returned a {type(made).__name__}; expected a torch.nn.Module.")
@@ -147,15 +150,7 @@ def _built_in(
 def _read_inputs(path: Path) -> tuple[Tensor, Tensor]:
     if path.is_dir():
         return zoo.mnist(path).test
-    if not path.exists():
-        raise FileNotFoundError(f"no file {path}; --inputs takes an .npz file with arrays 'inputs' and 'labels'.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file that can be read ({error}); save it with numpy.savez.") from error
+    arrays = read_arrays(path)
     images, labels = _pick(arrays, INPUT_NAMES, path), _pick(arrays, LABEL_NAMES, path)
     if images.ndim < 2 or labels.shape != images.shape[:1]:
         raise ValueError(
@@ -167,7 +162,28 @@ def _read_inputs(path: Path) -> tuple[Tensor, Tensor]:
         images = images.astype(np.float32) / 255
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"{path}: inputs must be floating point or unsigned bytes, got {images.dtype}.")
-    return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64))
+    kind = np.float32 if images.dtype.itemsize <= 4 else np.float64  # native byte order, a kind that torch knows
+    return torch.from_numpy(np.ascontiguousarray(images, dtype=kind)), torch.from_numpy(labels.astype(np.int64))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name; pickled objects are refused.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        No such file, or one that is no (complete) ``.npz``.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; expected an .npz file of named arrays, as numpy.savez writes.")
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds a single array without a name")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not an .npz file that can be read ({error}); save it with numpy.savez.") from error
 
 
 def _pick(arrays: dict[str, np.ndarray], names: tuple[str, ...], path: Path) -> np.ndarray:
@@ -187,11 +203,24 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextmanager
+def _importable_from(folder: Path) -> Iterator[None]:
+    """A model's own folder on the import path while it is loaded, as when Python runs a script there."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
 def _import_package(name: str) -> Any:
     try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f"could not import {name!r}: {error}; is it installed in this environment?") from error
+        with _importable_from(Path.cwd()):
+            return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"could not import {name!r}: {type(error).__name__}: {error}; is it installed in this environment?"
+        ) from error
 
 
 def _import_file(path: Path) -> Any:
@@ -203,7 +232,8 @@ def _import_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with _importable_from(path.resolve().parent):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path} failed to run: {type(error).__name__}: {error}") from error
     return module

@@ -17,6 +17,7 @@ from isoresponse.models.elevation import ElevationMap
 from isoresponse.neuron import Box, Neuron
 from isoresponse.paths import gradient_path
 from isoresponse.studies.figures import new_figure, nice_step
+from isoresponse.studies.subject import read_arrays
 
 EARTH_DEGREE = 111.32  # kilometres per degree of latitude
 
@@ -24,8 +25,9 @@ EARTH_DEGREE = 111.32  # kilometres per degree of latitude
 def load_elevation(path: Path | None) -> tuple[ElevationMap, str]:
     """An elevation model and its name: from an ``.npz`` with ``elevation``, or the one that ships with matplotlib.
 
-    Cell sizes are taken from ``lat`` and ``lon`` (degrees), from ``cell`` (metres), or from ``dx`` and ``dy``; rows run
-    north to south unless ``lat`` increases. Without any of these a cell counts as 10 metres.
+    Cell sizes are taken from ``lat`` and ``lon`` (degrees), or in metres from ``dx`` and ``dy``, ``cell`` or ``pixel_size_m``;
+    rows run north to south unless ``lat`` increases. Without any of these a cell counts as 10 metres, and the name says
+    so. The map is smoothed by two cells, but no more than 0.5 % of its width.
 
     Raises
     ------
@@ -38,24 +40,23 @@ def load_elevation(path: Path | None) -> tuple[ElevationMap, str]:
             north = np.deg2rad((z["ymin"] + z["ymax"]) / 2)
             cell = (float(z["dx"]) * EARTH_DEGREE * float(np.cos(north)), float(z["dy"]) * EARTH_DEGREE)
             return ElevationMap(z["elevation"], cell, smoothing=4.0), "Jacksboro fault, Tennessee"
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            arrays = {k: z[k] for k in z.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
-        raise ValueError(f"{path} is not an .npz file that can be read ({error}).") from error
+    arrays = read_arrays(path)
     if "elevation" not in arrays:
         raise ValueError(f"{path} has no array 'elevation'; it has {', '.join(arrays) or 'none'}.")
-    grid = arrays["elevation"].astype(np.float64)
-    cell = (0.01, 0.01)
+    grid, name = arrays["elevation"].astype(np.float64), path.stem.replace("_", " ")
     if "lat" in arrays and "lon" in arrays:
         lat, lon = arrays["lat"].astype(float), arrays["lon"].astype(float)
         if lat[0] < lat[-1]:
             grid = grid[::-1]
         step = abs(lat[1] - lat[0]), abs(lon[1] - lon[0])
         cell = (step[1] * EARTH_DEGREE * float(np.cos(np.deg2rad(lat.mean()))), step[0] * EARTH_DEGREE)
-    elif "cell" in arrays:
-        cell = (float(arrays["cell"]) / 1000,) * 2
-    return ElevationMap(grid, cell, smoothing=2.0), path.stem.replace("_", " ")
+    elif "dx" in arrays and "dy" in arrays:
+        cell = (arrays["dx"].item() / 1000, arrays["dy"].item() / 1000)
+    elif {"cell", "pixel_size_m"} & set(arrays):
+        cell = (arrays["cell" if "cell" in arrays else "pixel_size_m"].item() / 1000,) * 2
+    else:
+        cell, name = (0.01, 0.01), f"{name} (cells of 10 m assumed)"
+    return ElevationMap(grid, cell, smoothing=min(2.0, 0.005 * min(grid.shape, default=0))), name
 
 
 def topography(terrain: ElevationMap, name: str) -> tuple[Figure, dict[str, Any]]:
