@@ -69,9 +69,9 @@ def test_the_box_clips_contains_and_knows_what_can_move():
     assert box.free(box.clip(x), -up).tolist() == [[False, True], [False, True], [True, True]]
 
 
-@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, 0.0), (float("nan"), 1.0), (torch.tensor([0.0, 2.0]), 1.0)])
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (float("nan"), 1.0), (torch.tensor([0.0, 2.0]), 1.0)])
 def test_a_box_needs_room(bounds):
-    with pytest.raises(ValueError, match=r"a Box needs lower < upper everywhere, got lower=.* swap the bounds"):
+    with pytest.raises(ValueError, match=r"a Box needs lower <= upper everywhere, got lower=.* swap the bounds"):
         Box(*bounds)
 
 
@@ -79,7 +79,7 @@ def test_a_box_needs_room(bounds):
     ("x", "error", "message"),
     [
         ([[0.5, 0.5]], TypeError, "x must be a torch tensor, got list; use torch.as_tensor"),
-        (torch.ones(1, 2, dtype=torch.uint8), TypeError, r"x must be floating point, got torch.uint8; .* / 255"),
+        (torch.ones(1, 2, dtype=torch.uint8), TypeError, r"x must be floating point, got torch.uint8; convert it"),
         (torch.zeros(2), ValueError, r"x must have shape \(case, 2\), got \(2,\); the first axis counts cases"),
         (torch.zeros(1, 3), ValueError, r"x must have shape \(case, 2\), got \(1, 3\)"),
         (torch.tensor(0.5), ValueError, r"x must have shape \(case, 2\), got \(\)"),

@@ -145,8 +145,9 @@ def test_an_unattackable_model_has_success_zero_and_no_distance(constant, tmp_pa
         assert 0 < row["success_interval95"][1] < 0.5
     assert numbers["prediction"]["order2"]["spearman"] is None
     assert numbers["prediction"]["order2"]["failed"] == 11
+    assert numbers["prediction"]["order0"]["failed"] == 0
     assert set(numbers["perturbation"].values()) == {None}
-    assert any("constant" in note for note in numbers["notes"])
+    assert any("did not change" in note for note in numbers["notes"])
     table = read_store(tmp_path / "report" / "results.zarr")
     assert np.isnan(table["closest_adversary_distance"]).all()
     assert "No perturbation was found" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

@@ -159,7 +159,7 @@ def test_invalid_settings_are_refused(settings, message):
 
 def test_perfect_agreement():
     measured = numbers(1, 4, 2, 3)
-    assert compare(measured, measured) == Comparison(1.0, 1.0, 1.0, 0.0, 0.0, cases=4, failed=0)
+    assert compare(measured, measured) == Comparison(1.0, 1.0, 1.0, 0.0, 0.0, cases=4, failed=0, unmeasured=0)
 
 
 def test_agreement_in_closed_form():
@@ -185,7 +185,7 @@ def test_cases_without_both_distances_are_counted_and_left_out():
     measured = numbers(1, 2, 3, 4, NAN, 0, 7)
     predicted = numbers(1, 2, 3, 4, 5, 6, float("inf"))
     seen = compare(predicted, measured)
-    assert (seen.cases, seen.failed) == (4, 3)
+    assert (seen.cases, seen.failed, seen.unmeasured) == (4, 1, 1)
     assert seen.r2 == 1
 
 

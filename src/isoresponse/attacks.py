@@ -36,7 +36,7 @@ class FoolboxAttack:
     attack: Any
 
     def __call__(
-        self, neuron: Neuron, x: Float[Tensor, case * shape], level: float | Float[Tensor, " case"]
+        self, neuron: Neuron, x: Float[Tensor, "case *shape"], level: float | Float[Tensor, " case"]
     ) -> Solution:
         """The smallest change the attack finds that takes the response of `neuron` across `level`.
 
@@ -53,7 +53,7 @@ class FoolboxAttack:
         return self._run(scores, x, torch.zeros(len(x), dtype=torch.int64, device=x.device), neuron.box, neuron)
 
     def on_decision(
-        self, classifier: Classifier, x: Float[Tensor, case * shape], labels: Int[Tensor, " case"]
+        self, classifier: Classifier, x: Float[Tensor, "case *shape"], labels: Int[Tensor, " case"]
     ) -> Solution:
         """The smallest change the attack finds that makes the decision differ from `labels`."""
         classifier.require_labelled(x, labels)

@@ -35,7 +35,7 @@ class NeuronCheck:
         return "\n".join([head, *self.notes])
 
 
-def check_neuron(neuron: Neuron, x: Float[Tensor, case * shape], *, generator: Generator) -> NeuronCheck:
+def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: Generator) -> NeuronCheck:
     """Ranges and notes for a sound response function; a sentence with the likely cause for an unsound one.
 
     Parameters
@@ -79,7 +79,11 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, case * shape], *, generator: G
     vanishes = bool((hessian == 0).all()) and not constant
     notes = []
     if constant:
-        notes.append(f"{neuron.name} is constant near every input given: no perturbation can be found or predicted.")
+        notes.append(
+            f"{neuron.name} did not change when {len(x)} inputs were moved a little and its gradient is zero "
+            "there: no search that "
+            "follows gradients, and no prediction from them, can succeed. That says nothing of larger changes."
+        )
     elif bool((steepness == 0).any()):
         dead = int((steepness == 0).sum())
         notes.append(
@@ -88,7 +92,8 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, case * shape], *, generator: G
     if vanishes:
         notes.append(
             "the Hessian is zero almost everywhere (linear, or piecewise linear such as ReLU): exact curvature says "
-            "nothing; give a finite scale, secant_jet(neuron, x, scale=...)."
+            "nothing. Predictions of order 2 measure it at the scale of the perturbation; so does "
+            "secant_jet(neuron, x, scale=...)."
         )
     if error > 0.05:
         notes.append(

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from isoresponse.crossing import Problem, Solution, cross_ray, flatten, nearest_in_plane, rounding
 from isoresponse.hooks import forward_of, probe
-from isoresponse.loop import Status, failed, join, status_tensor, take
+from isoresponse.loop import Status, failed, join, put, status_tensor, take
 from isoresponse.neuron import Box, Neuron, require_inputs
-from isoresponse.solve import search
+from isoresponse.solve import require_settings, search
 from isoresponse.susceptibility import Prediction, predict_distance
 
 CANDIDATES = 10  # rivals, by score, whose first-order distance is computed
@@ -53,6 +53,14 @@ class Classifier:
     box: Box = Box()
     name: str = "classifier"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple):
+            raise TypeError(f"shape must be a tuple of sizes, e.g. (1, 28, 28) or (6,), got {self.shape!r}.")
+        self.box.require_fits(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.name!r}, shape={self.shape}, classes={self.classes}, box={self.box})"
+
     @classmethod
     def of(
         cls, module: nn.Module, *, shape: tuple[int, ...], box: Box | None = None, name: str | None = None
@@ -73,6 +81,8 @@ class Classifier:
         >>> clf.closest_adversary(torch.tensor([[3.0, 1.0]]), torch.tensor([0])).distance
         tensor([1.4142])
         """
+        if isinstance(shape, int):
+            raise TypeError(f"shape must be a tuple of sizes, e.g. ({shape},), got {shape}.")
         forward = forward_of(module, None)
         output = probe(forward, module, tuple(shape), "the model")
         if output.ndim != 2 or output.shape[1] < 2:
@@ -82,7 +92,7 @@ class Classifier:
             )
         return cls(forward, tuple(shape), output.shape[1], box or Box(), name or type(module).__name__)
 
-    def predict(self, x: Float[Tensor, case * shape]) -> Int[Tensor, " case"]:
+    def predict(self, x: Float[Tensor, "case *shape"]) -> Int[Tensor, " case"]:
         """The class with the largest score (case,)."""
         with torch.no_grad():
             return self.logits(x).argmax(1)
@@ -122,7 +132,7 @@ class Classifier:
 
     def closest_adversary(
         self,
-        x: Float[Tensor, case * shape],
+        x: Float[Tensor, "case *shape"],
         labels: Int[Tensor, " case"],
         *,
         max_steps: int = 16,
@@ -131,7 +141,8 @@ class Classifier:
     ) -> Solution:
         """The smallest Euclidean change found, inside the box, that makes the decision differ from `labels`.
 
-        One gradient per candidate rival ranks them, four get a trial of two steps, two are searched to
+        A local search from each likely rival, not a global one. One gradient per candidate rival ranks them,
+         four get a trial of two steps, two are searched to
         the end: at most 9 + 8 + 2 * `max_steps` gradients per case with ten classes. A success is an
         upper bound on the true distance; a failure certifies nothing.
 
@@ -152,13 +163,12 @@ class Classifier:
             Invalid inputs or labels.
         """
         self.require_labelled(x, labels)
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1 gradient per case, got {max_steps}.")
-        return _batched(lambda a, b: self._closest(a, b, max_steps), x, labels.long(), batch_size, on_cases)
+        require_settings(max_steps, 0.0)
+        return _batched(lambda a, b: self._closest(a, b, max_steps), x.detach(), labels.long(), batch_size, on_cases)
 
     def predict_distance(
         self,
-        x: Float[Tensor, case * shape],
+        x: Float[Tensor, "case *shape"],
         labels: Int[Tensor, " case"],
         *,
         order: int = 2,
@@ -178,7 +188,7 @@ class Classifier:
         self.require_labelled(x, labels)
         if order not in (0, 1, 2):
             raise ValueError(f"order must be 0 (margin), 1 (spacing) or 2 (curvature), got {order}.")
-        return _batched(lambda a, b: self._predict(a, b, order), x, labels.long(), batch_size, on_cases)
+        return _batched(lambda a, b: self._predict(a, b, order), x.detach(), labels.long(), batch_size, on_cases)
 
     def _predict(self, x: Tensor, labels: Tensor, order: int) -> Prediction:
         if order == 0:
@@ -216,18 +226,28 @@ class Classifier:
         )
 
     def _closest(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
+        """Solutions of the cases still decided as labelled; the others are there already, for one forward pass."""
+        none, nothing = torch.zeros_like(labels), torch.zeros_like(x.flatten(1)[:, 0])
+        there = status_tensor(Status.ALREADY, labels)
+        margin = self.decision(labels).value(x)
+        solution = Solution(x, margin, nothing, nothing, there, none, none + 2)
+        right = torch.nonzero(self.predict(x) == labels).flatten()
+        if len(right) == 0:
+            return solution
+        found = self._search(x[right], labels[right], max_steps)
+        return put(solution, right, replace(found, forwards=found.forwards + 2))
+
+    def _search(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
         ranked = self._rank(x, labels)
         gradients = torch.full_like(labels, ranked.distance.shape[1])
-        forwards = torch.full_like(labels, 2)
-        with torch.no_grad():  # across by more than rounding, so that an answer holds in a batch of another size too
-            slack = 8 * torch.finfo(x.dtype).eps * self.logits(x).abs().amax(1)
+        forwards = torch.ones_like(labels)
 
         def searched(chosen: Tensor, first: Tensor, steps: int) -> tuple[Solution, Tensor]:
             """Solutions of the chosen (case, place) pairs and their cases; adds up the costs."""
             cases, rivals = ranked.pairs(chosen)
-            falling = -torch.ones_like(slack[cases])
+            slack = ranked.slack[chosen]
             flat = flatten(self.margin(labels[cases], rivals))
-            problem = Problem.signed(flat, x[cases].flatten(1), -slack[cases], falling)
+            problem = Problem.signed(flat, x[cases].flatten(1), -slack, -torch.ones_like(slack))
             found = search(problem, problem.clip(first), steps, 1e-4)
             gradients.index_add_(0, cases, found.gradients)
             forwards.index_add_(0, cases, found.forwards)
@@ -246,7 +266,7 @@ class Classifier:
         final, finalists = searched(last, points[last], max_steps)
         everything = join([final, trial])
         best = _first_smallest(everything.distance, torch.cat([finalists, tried]), len(x))
-        return self._decided(x, labels, slack, take(everything, best), gradients, forwards)
+        return self._decided(x, labels, ranked.slack[:, 0], take(everything, best), gradients, forwards)
 
     def _decided(
         self, x: Tensor, labels: Tensor, slack: Tensor, best: Solution, gradients: Tensor, forwards: Tensor
@@ -260,14 +280,9 @@ class Classifier:
         point, found, spent = cross_ray(problem, below, aim, rounding(below))
         distance = (point - problem.start).norm(dim=1)
         status = torch.where(~found & ~failed(best.status), int(Status.UNREACHABLE), best.status)
-        already = below > 0
-        status = status.masked_fill(already, int(Status.ALREADY))
-        point = torch.where(already[:, None], problem.start, point)
-        distance = distance.masked_fill(already, 0.0)
-        optimality = torch.nan_to_num(best.optimality).masked_fill(already, 0.0)
         value = problem.neuron.value(point)
         point = point.reshape(x.shape)
-        return Solution(point, value, distance, optimality, status, gradients, forwards + spent + 2).blanked()
+        return Solution(point, value, distance, best.optimality, status, gradients, forwards + spent + 2).blanked()
 
     def _rank(self, x: Tensor, labels: Tensor) -> _Ranked:
         """First-order feet and distances of the candidate rivals: one forward pass, one gradient per rival."""
@@ -292,7 +307,9 @@ class Classifier:
         corners = torch.stack(feet, 1)
         how = torch.stack(status, 1)
         distance = corners.norm(dim=2).masked_fill(failed(how), torch.inf)
-        return _Ranked(rivals, corners, distance, how)
+        # across by more than the rounding of the two scores, so that an answer holds in a batch of another size too
+        compared = torch.maximum(scores.gather(1, rivals).abs(), own.abs()).detach()
+        return _Ranked(rivals, corners, distance, how, 8 * torch.finfo(x.dtype).eps * compared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,6 +320,7 @@ class _Ranked:
     feet: Tensor  # (case, place, n): first-order displacement, the box's corner where it does not exist
     distance: Tensor  # (case, place): its length, infinite where it does not exist
     status: Tensor  # (case, place)
+    slack: Tensor  # (case, place): rounding of the margin, in response units
 
     def in_running(self, most: int) -> Tensor:
         """Mask (case, place) of at most `most` rivals by first-order distance, without hopeless ones."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from isoresponse import __version__
@@ -119,9 +121,13 @@ def main() -> None:
     """Entry point: one sentence and exit status 2 for bad input, 130 when interrupted, no traceback without --debug."""
     debug = "--debug" in sys.argv
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not spin when the machine is shared
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
     try:
-        app(standalone_mode=True)
-    except KeyboardInterrupt:
+        app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(2) from None
+    except (KeyboardInterrupt, click.Abort):
         sys.stderr.write("interrupted; nothing was written\n")
         raise SystemExit(130) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
@@ -150,8 +156,9 @@ def _stage(title: str, cases: int | None) -> Iterator[OnCases]:
     from tqdm.auto import tqdm
 
     shape: dict[str, Any] = {"bar_format": "{desc}: {elapsed}"} if cases is None else {}
+    unit = "figure" if "figure" in title else "case"
     with tqdm(
-        total=cases, desc=f"{title:<32}", unit="case", leave=True, mininterval=0.3, file=sys.stderr, **shape
+        total=cases, desc=f"{title:<32}", unit=unit, leave=True, mininterval=0.3, file=sys.stderr, **shape
     ) as bar:
         yield bar.update
 

@@ -83,6 +83,7 @@ class Problem:
     def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor) -> Problem:
         """The problem on flattened inputs, after the checks of a public call."""
         neuron.require_inputs(x)
+        x = x.detach()
         levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(x))):
             raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")

@@ -80,7 +80,7 @@ class Curvatures:
     error: Tensor = axes("case", about="relative asymmetry of the jet's Hessian")
 
 
-def exact_jet(neuron: Neuron, x: Float[Tensor, case * shape]) -> Jet:
+def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
     """The 2-jet by automatic differentiation; each Hessian product costs about one more backward pass.
 
     Raises ValueError for invalid inputs. Holds the autograd graph as long as the jet lives.
@@ -103,7 +103,7 @@ def exact_jet(neuron: Neuron, x: Float[Tensor, case * shape]) -> Jet:
 
 def secant_jet(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
     *,
     scale: float | Tensor,
     basis: Float[Tensor, "case k n"] | None = None,
@@ -216,7 +216,7 @@ def shape_operator(jet: Jet) -> SymmetricOperator:
     return SymmetricOperator(product, jet.gradient)
 
 
-def normal_curvature(jet: Jet, direction: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
+def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
     """Curvature (case,), in 1/input, of the contour along the tangential part of `direction`.
 
     NaN where the direction has no tangential part or the gradient vanishes. One Hessian product.

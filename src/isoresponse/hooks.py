@@ -79,7 +79,7 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
         def whole(x: Tensor) -> Any:
             _require_same_kind(module, x)
             with evaluating(module):
-                return module(x)
+                return module(x.clone())  # the model may work in place
 
         return whole
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -97,7 +97,7 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
         handle = target.register_forward_hook(stop)
         try:
             with evaluating(module):
-                module(x)
+                module(x.clone())
         except _Reached as reached:
             return reached.output
         finally:
@@ -180,7 +180,7 @@ def unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Ten
         )
         raise ValueError(
             f"no unit {unit!r} in {where}: its output for one case has shape {sizes}, so an index has "
-            f"{len(sizes)} parts in the ranges {ranges}. Did you mean unit={hint_text}?"
+            f"{len(sizes)} part(s) in the ranges {ranges}. Did you mean unit={hint_text}?"
         )
     at: tuple[Any, ...] = (slice(None), *index)
     return lambda output: output[at]

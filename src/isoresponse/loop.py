@@ -45,7 +45,7 @@ class Status(enum.IntEnum):
 
 _SENTENCES = {
     Status.RUNNING: "still running",
-    Status.DONE: "done: converged to the tolerance",
+    Status.DONE: "done: converged to a local optimum within the tolerance",
     Status.MAX_STEPS: "stopped at the step limit with the best point found so far",
     Status.STALLED: "stopped with the best point found: no step improves it any more (a kink, or rounding)",
     Status.ALREADY: "the start itself is already there or across; nothing to search",

@@ -29,7 +29,7 @@ class Box:
     Raises
     ------
     ValueError
-        Where a lower bound is not below its upper bound, or a bound is NaN.
+        Where a lower bound is above its upper bound, or a bound is NaN. Equal bounds freeze an element.
 
     Examples
     --------
@@ -43,9 +43,9 @@ class Box:
 
     def __post_init__(self) -> None:
         lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
-        if not bool((lower < upper).all()):
+        if not bool((lower <= upper).all()):
             raise ValueError(
-                f"a Box needs lower < upper everywhere, got lower={_brief(lower)} and upper={_brief(upper)}; "
+                f"a Box needs lower <= upper everywhere, got lower={_brief(lower)} and upper={_brief(upper)}; "
                 "swap the bounds, or leave one out for no bound."
             )
 
@@ -56,19 +56,30 @@ class Box:
             torch.as_tensor(self.upper, dtype=like.dtype, device=like.device),
         )
 
-    def contains(self, x: Float[Tensor, case * shape], atol: float = 0.0) -> Bool[Tensor, " case"]:
+    def require_fits(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless both bounds broadcast to inputs of `shape`."""
+        for bound in (self.lower, self.upper):
+            sizes = tuple(bound.shape) if isinstance(bound, Tensor) else ()
+            padded = (1,) * (len(shape) - len(sizes)) + sizes
+            if len(padded) != len(shape) or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
+                raise ValueError(
+                    f"the box has bounds of shape {sizes}, which do not fit inputs of shape {shape}; give numbers, or "
+                    "tensors that broadcast to one input."
+                )
+
+    def contains(self, x: Float[Tensor, "case *shape"], atol: float = 0.0) -> Bool[Tensor, " case"]:
         """Which cases lie inside, allowing `atol` (input units) beyond each bound."""
         lower, upper = self.bounds(x)
         return ((x >= lower - atol) & (x <= upper + atol)).flatten(1).all(1)
 
-    def clip(self, x: Float[Tensor, case * shape]) -> Float[Tensor, case * shape]:
+    def clip(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, "case *shape"]:
         """The nearest point inside the box."""
         lower, upper = self.bounds(x)
         return torch.minimum(torch.maximum(x, lower), upper)
 
     def free(
-        self, x: Float[Tensor, case * shape], direction: Float[Tensor, case * shape]
-    ) -> Bool[Tensor, case * shape]:
+        self, x: Float[Tensor, "case *shape"], direction: Float[Tensor, "case *shape"]
+    ) -> Bool[Tensor, "case *shape"]:
         """Which elements of `x` can move along `direction` without leaving the box."""
         lower, upper = self.bounds(x)
         return ~(((x <= lower) & (direction < 0)) | ((x >= upper) & (direction > 0)))
@@ -121,6 +132,9 @@ class Neuron:
     ) -> Neuron:
         """The response of one unit of `module`, which is evaluated in eval mode and left as it was.
 
+        Left as it was: mode, hooks, parameters, `requires_grad`, `.grad`, random state. (Buffers that a forward pass in eval
+        mode changes by itself, a counter say, are changed by it here too.)
+
         Parameters
         ----------
         module
@@ -144,6 +158,8 @@ class Neuron:
             Unknown layer (nearest names are given), a layer that does not run or runs more than once,
             a unit outside the output (the valid range is given), an output that is not a tensor.
         """
+        if isinstance(shape, int):
+            raise TypeError(f"shape must be a tuple of sizes, e.g. ({shape},), got {shape}.")
         forward = forward_of(module, layer)
         where = f"layer {layer!r}" if layer else "the model"
         if layer:
@@ -155,7 +171,15 @@ class Neuron:
         label = name or f"{layer or 'output'}{unit_label(unit)}"
         return cls(lambda x: pick(forward(x)), tuple(shape), box or Box(), label)
 
-    def __call__(self, x: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple):
+            raise TypeError(f"shape must be a tuple of sizes, e.g. (1, 28, 28) or (6,), got {self.shape!r}.")
+        self.box.require_fits(self.shape)
+
+    def __repr__(self) -> str:
+        return f"Neuron({self.name!r}, shape={self.shape}, box={self.box})"
+
+    def __call__(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
         """Responses (case,) in response units."""
         value = self.response(x, *self.given)
         require_one_number(value, len(x), f"{self.name!r}")
@@ -165,14 +189,14 @@ class Neuron:
         """The same neuron for some of its cases (indices or mask); itself where no case differs."""
         return replace(self, given=tuple(g[cases] for g in self.given)) if self.given else self
 
-    def value(self, x: Float[Tensor, case * shape]) -> Float[Tensor, " case"]:
+    def value(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
         """Responses without a graph: one forward pass per case."""
         with torch.no_grad():
             return self(x)
 
     def value_and_grad(
-        self, x: Float[Tensor, case * shape]
-    ) -> tuple[Float[Tensor, " case"], Float[Tensor, case * shape]]:
+        self, x: Float[Tensor, "case *shape"]
+    ) -> tuple[Float[Tensor, " case"], Float[Tensor, "case *shape"]]:
         """Responses (case,) and gradients (case, *shape): one forward and one backward pass per case.
 
         A response that does not depend on the input has gradient zero; `check_neuron` tells a constant
@@ -184,14 +208,14 @@ class Neuron:
             gradient = _grad(value, x, create_graph=False)
         return value.detach(), gradient.detach()
 
-    def hvp(self, x: Float[Tensor, case * shape], v: Float[Tensor, case * shape]) -> Float[Tensor, case * shape]:
+    def hvp(self, x: Float[Tensor, "case *shape"], v: Float[Tensor, "case *shape"]) -> Float[Tensor, "case *shape"]:
         """Exact Hessian-vector products, zero where the response is affine.
 
         Reverse over reverse: about 2.2 gradients, and works with every `autograd.Function`.
         """
         return self.linearise(x)[2](v)
 
-    def linearise(self, x: Float[Tensor, case * shape]) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def linearise(self, x: Float[Tensor, "case *shape"]) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """Value (case,), gradient (case, *shape) and Hessian product `v -> H v` that share one graph.
 
         The graph is kept for as long as the product is referenced.
@@ -218,8 +242,13 @@ def require_inputs(x: Tensor, shape: tuple[int, ...], box: Box, what: str = "x")
     """Raise ValueError (TypeError for a wrong kind) unless `x` is a finite batch of inputs inside `box`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(...).")
-    if not x.is_floating_point():
-        raise TypeError(f"{what} must be floating point, got {x.dtype}; convert it, e.g. {what}.float() / 255.")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{what} must be floating point, float32 or float64, got {x.dtype}; convert it (and the model), e.g. "
+            f"{what}.float()."
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError("there are no gradients under torch.inference_mode(); leave it, or use torch.no_grad().")
     if x.shape[1:] != torch.Size(shape) or x.ndim == 0:
         raise ValueError(
             f"{what} must have shape (case, {', '.join(map(str, shape))}), got {tuple(x.shape)}; "

@@ -55,7 +55,7 @@ class Path:
 
 def gradient_path(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
     level: float | Float[Tensor, " case"],
     *,
     knots: int = 21,
@@ -111,8 +111,8 @@ def gradient_path(
 
 def iso_walk(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
-    direction: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
+    direction: Float[Tensor, "case *shape"],
     *,
     step: float,
     knots: int = 21,

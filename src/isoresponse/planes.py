@@ -79,11 +79,11 @@ class Plane:
             )
         return cls(origin, torch.stack([u, v / v.norm()]))
 
-    def inject(self, coordinates: Float[Tensor, "case 2"]) -> Float[Tensor, case * shape]:
+    def inject(self, coordinates: Float[Tensor, "case 2"]) -> Float[Tensor, "case *shape"]:
         """Inputs at plane coordinates (a, b)."""
         return self.origin + (coordinates @ self.basis).reshape(-1, *self.origin.shape)
 
-    def project(self, x: Float[Tensor, case * shape]) -> Float[Tensor, "case 2"]:
+    def project(self, x: Float[Tensor, "case *shape"]) -> Float[Tensor, "case 2"]:
         """Plane coordinates of the foot points of inputs."""
         return (x - self.origin).flatten(1) @ self.basis.T
 

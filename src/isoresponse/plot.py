@@ -55,25 +55,32 @@ def path(ax: Axes, points: Tensor, *, color: str = VERMILION, label: str | None 
 
 
 def prediction(
-    ax: Axes, measured: Tensor, predicted: Tensor, comparison: Comparison, *, name: str, units: str = "input units"
+    ax: Axes, measured: Tensor, predicted: Tensor, comparison: Comparison, *, name: str, same_units: bool = True
 ) -> Axes:
-    """Predicted against measured distance, one point per case, with the identity line and the agreement."""
+    """Predicted against measured distance, one point per case, with the identity line and the agreement.
+
+    `same_units` False: the prediction is a margin, and only ranks can be compared.
+    """
     found, told = _numpy(measured), _numpy(predicted)
     both = np.isfinite(found) & np.isfinite(told) & (found > 0) & (told > 0)
     ax.plot(found[both], told[both], "o", ms=3.5, mfc="none", mec=BLUE, mew=0.8, alpha=0.8)
     if both.any():
         low, high = found[both].min() * 0.8, found[both].max() * 1.25
-        ax.plot([low, high], [low, high], "--", color=INK, lw=1, label="identity")
+        if same_units:
+            ax.plot([low, high], [low, high], "--", color=INK, lw=1, label="identity")
         ax.set_xlim(low, high)
         ax.set_xscale("log")
         ax.set_yscale("log")
-    ax.set_xlabel(f"measured distance ({units})")
-    ax.set_ylabel(f"predicted ({units})")
+    ax.set_xlabel("measured distance (input units)")
+    ax.set_ylabel("predicted (input units)" if same_units else "margin (response units)")
     ax.set_title(name, fontsize=10)
-    text = (
-        f"Spearman {comparison.spearman:.3f}\nKendall {comparison.kendall:.3f}\n"
-        f"R² {_short(comparison.r2)}\n|log error| {comparison.median_abs_log_error:.3f}\ncases {comparison.cases}"
-    )
+    if not both.any():
+        ax.set_xticks([])
+        ax.set_yticks([])
+    lines = [f"Spearman {comparison.spearman:.4f}", f"Kendall {comparison.kendall:.3f}", f"cases {comparison.cases}"]
+    if same_units:
+        lines[2:2] = [f"R² {_short(comparison.r2)}", f"|log error| {comparison.median_abs_log_error:.4f}"]
+    text = "\n".join(lines) if both.any() else "no case has both a prediction\nand a measurement"
     ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=8)
     return ax
 
@@ -95,8 +102,9 @@ def image(
         ax.imshow(np.clip((p - low) / (high - low), 0, 1), interpolation="nearest")
     else:
         ax.plot(p.ravel(), color=INK, lw=0.8)
-        ax.set_ylim(low, high)
         ax.set_xlabel("element", fontsize=7)
+        ax.set_ylabel("input units", fontsize=7)
+        ax.tick_params(labelsize=7)
     ax.set_title(title, fontsize=8)
     if p.ndim >= 2:
         ax.set_xticks([])

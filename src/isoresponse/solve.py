@@ -61,10 +61,10 @@ class _Search:
 
 def closest_point(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
     level: float | Float[Tensor, " case"],
     *,
-    start: Float[Tensor, case * shape] | None = None,
+    start: Float[Tensor, "case *shape"] | None = None,
     max_steps: int = 60,
     rtol: float = 1e-4,
 ) -> Solution:
@@ -95,7 +95,7 @@ def closest_point(
     Raises
     ------
     ValueError
-        Invalid inputs or level, `max_steps` below 1.
+        Invalid inputs or level, `max_steps` below 1, `rtol` not between 0 and 1.
 
     Examples
     --------
@@ -104,13 +104,20 @@ def closest_point(
     >>> closest_point(f, torch.tensor([[3.0, 4.0]]), level=100.0).distance
     tensor([5.0000])
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1 gradient per case, got {max_steps}.")
+    require_settings(max_steps, rtol)
     problem = Problem.of(neuron, x, level)
     if start is not None:
         neuron.require_inputs(start, "start")
     solution = search(problem, problem.start if start is None else start.flatten(1), max_steps, rtol)
     return replace(solution, point=solution.point.reshape(x.shape), forwards=solution.forwards + 1)
+
+
+def require_settings(max_steps: int, rtol: float) -> None:
+    """Raise ValueError unless a search with these settings could end well."""
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be at least 1 gradient per case, got {max_steps}.")
+    if not 0 <= rtol < 1:
+        raise ValueError(f"rtol must be at least 0 and below 1, got {rtol}.")
 
 
 def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solution:
@@ -227,7 +234,7 @@ def _remember(memory: Tensor, new: Tensor, where: Tensor) -> Tensor:
 
 def to_level(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
     level: float | Float[Tensor, " case"],
     *,
     rtol: float = 1e-6,
@@ -246,8 +253,9 @@ def to_level(
     Raises
     ------
     ValueError
-        Invalid inputs or level.
+        Invalid inputs or level, `max_steps` below 1, `rtol` not between 0 and 1.
     """
+    require_settings(max_steps, rtol)
     problem = Problem.of(neuron, x, level)
     solution = newton(problem, rtol, max_steps)
     return replace(solution, point=solution.point.reshape(x.shape), forwards=solution.forwards + 1)

@@ -44,6 +44,16 @@ class Prediction:
     forwards: Tensor = axes("case", about="forward passes spent")
     order: int = axes(about="order of the prediction")
 
+    def __repr__(self) -> str:
+        known = ~failed(self.status)
+        median = float(self.distance[known].median()) if bool(known.any()) else float("nan")
+        what = "margin" if self.order == 0 else "distance"
+        cost = float(self.gradients.double().mean())
+        return (
+            f"Prediction(order {self.order}, {int(known.sum())} of {len(self.status)} cases, median {what} {median:.4g}, "
+            f"{cost:.1f} gradients per case)"
+        )
+
     @classmethod
     def of(cls, order: int, displacement: Tensor, status: Tensor, **fields: Tensor) -> Prediction:
         """The prediction of displacements (case, *shape): their lengths, NaN where the status is a failure."""
@@ -54,7 +64,7 @@ class Prediction:
 
 def predict_distance(
     neuron: Neuron,
-    x: Float[Tensor, case * shape],
+    x: Float[Tensor, "case *shape"],
     level: float | Float[Tensor, " case"],
     *,
     order: int = 2,
@@ -133,7 +143,8 @@ class Comparison:
     `spearman` and `kendall` (tau-b) compare ranks. `r2` is the share of the variance of the measured
     distances that the prediction *as it is* accounts for (no line is fitted; negative where it is worse
     than their mean), `median_abs_log_error` the median of |log(predicted / measured)|, `bias` the median
-    of the log ratio itself (negative: predicted too small). NaN where fewer than three cases are left.
+    of the log ratio itself (negative: predicted too small). NaN where fewer than three cases are left. `cases` have both
+    numbers, `failed` have no prediction, `unmeasured` a prediction but no measured distance.
     """
 
     spearman: float
@@ -143,6 +154,7 @@ class Comparison:
     bias: float
     cases: int
     failed: int
+    unmeasured: int
 
 
 def compare(predicted: Float[Tensor, " case"], measured: Float[Tensor, " case"]) -> Comparison:
@@ -153,17 +165,19 @@ def compare(predicted: Float[Tensor, " case"], measured: Float[Tensor, " case"])
     ValueError
         Different numbers of cases.
     """
+    predicted, measured = torch.as_tensor(predicted), torch.as_tensor(measured)
     if predicted.shape != measured.shape or predicted.ndim != 1:
         raise ValueError(
             f"predicted and measured must both have shape (case,), got {tuple(predicted.shape)} and {tuple(measured.shape)}."
         )
     told, found = (t.detach().double().cpu().numpy() for t in (predicted, measured))
     both = np.isfinite(told) & np.isfinite(found) & (told > 0) & (found > 0)
+    failed_cases = int((~np.isfinite(told)).sum())
+    unmeasured = int((np.isfinite(told) & ~np.isfinite(found)).sum())
     told, found = told[both], found[both]
-    lost = len(both) - len(told)
     if len(told) < 3 or np.ptp(told) == 0 or np.ptp(found) == 0:
         nan = float("nan")
-        return Comparison(nan, nan, nan, nan, nan, len(told), lost)
+        return Comparison(nan, nan, nan, nan, nan, len(told), failed_cases, unmeasured)
     log_ratio = np.log(told / found)
     return Comparison(
         spearman=float(scipy.stats.spearmanr(told, found).statistic),
@@ -172,7 +186,8 @@ def compare(predicted: Float[Tensor, " case"], measured: Float[Tensor, " case"])
         median_abs_log_error=float(np.median(np.abs(log_ratio))),
         bias=float(np.median(log_ratio)),
         cases=len(told),
-        failed=lost,
+        failed=failed_cases,
+        unmeasured=unmeasured,
     )
 
 

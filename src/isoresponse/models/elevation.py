@@ -36,14 +36,18 @@ class ElevationMap(nn.Module):
     def __init__(self, elevation: np.ndarray, cell: tuple[float, float], *, smoothing: float = 0.0) -> None:
         super().__init__()
         grid = np.asarray(elevation, dtype=np.float64)
-        if grid.ndim != 2 or min(grid.shape) < 4 or not np.isfinite(grid).all():
-            raise ValueError(f"an elevation model is a finite grid of at least 4 x 4 numbers, got shape {grid.shape}.")
+        if grid.ndim != 2 or min(grid.shape) < 4:
+            raise ValueError(f"an elevation model is a grid of at least 4 x 4 numbers, got shape {grid.shape}.")
+        if not np.isfinite(grid).all():
+            raise ValueError(
+                f"an elevation model is finite, got {(~np.isfinite(grid)).sum()} NaN or infinite cells; fill them."
+            )
         if not all(0 < size < float("inf") for size in cell):
             raise ValueError(f"cell must be two positive lengths in kilometres, got {cell}.")
         if smoothing > 0:
             grid = scipy.ndimage.gaussian_filter(grid, smoothing, mode="nearest")
         south_first = grid[::-1]
-        self.cell = cell
+        self.cell, self.smoothing = cell, smoothing
         self.register_buffer("grid", torch.as_tensor(south_first.copy()))
         coefficients = scipy.ndimage.spline_filter(south_first, order=3, mode="mirror")
         self.register_buffer("coefficients", torch.as_tensor(coefficients))

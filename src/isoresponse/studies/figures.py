@@ -37,20 +37,28 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def triptych(
-    classifier: Classifier, x: Tensor, labels: Tensor, adversarial: Tensor, rows: list[tuple[str, int]]
+    classifier: Classifier,
+    x: Tensor,
+    labels: Tensor,
+    adversarial: Tensor,
+    rows: list[tuple[str, int]],
+    *,
+    index: Tensor | None = None,
 ) -> tuple[Figure, dict[str, Any]]:
     """Original, magnified perturbation and adversarial image of some cases, one row each.
 
     Parameters
     ----------
     rows
-        Name and case index of each row.
+        Name and case of each row.
+    index
+        Positions (case,) of the cases in the data, for the numbers; the cases' own if left out.
     """
     sizes = perturbation_sizes(classifier, x, adversarial, labels)
     lower, upper = (float(b.min()) for b in classifier.box.bounds(x))
     with torch.no_grad():
         before, after = (torch.softmax(classifier.logits(t), 1) for t in (x, torch.nan_to_num(adversarial)))
-    figure = new_figure(7.2, 2.6 * len(rows) + 0.3)
+    figure = new_figure(8.4, 2.7 * len(rows) + 0.3)
     axes = figure.subplots(len(rows), 3, squeeze=False)
     numbers = {}
     for row, (name, i) in zip(axes, rows, strict=True):
@@ -67,10 +75,11 @@ def triptych(
         ))  # fmt: skip
         rounded = "survives" if bool(sizes.survives_8bit[i]) else "does not survive"
         plot.image(row[2], adversarial[i], bounds=(lower, upper), title=(
-            f"adversarial\n“{now}”, confidence {after[i, now]:.2f}; {rounded} 8 bits"
+            f"adversarial\n“{now}”, confidence {after[i, now]:.2f}, {rounded} 8 bits"
         ))  # fmt: skip
         numbers[name] = {
-            "case": i, "label": int(labels[i]), "answer": now, "confidence_before": float(before[i, was]),
+            "case": i if index is None else int(index[i]), "label": int(labels[i]), "answer": now,
+            "confidence_before": float(before[i, was]),
             "confidence_after": float(after[i, now]), "l2": float(change.norm()), "rms": float(sizes.rms[i]),
             "grey_levels": float(sizes.grey_levels[i]), "survives_8bit": bool(sizes.survives_8bit[i]), "magnified": factor,
         }  # fmt: skip

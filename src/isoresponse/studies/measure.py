@@ -45,11 +45,9 @@ class Settings:
     batch_size: int = 100
 
     def __post_init__(self) -> None:
-        if self.cases < 1 or self.referee_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"cases, referee steps and batch size must be at least 1, got {self.cases}, {self.referee_steps} and "
-                f"{self.batch_size}."
-            )
+        for name in ("cases", "referee_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +146,7 @@ def _referee(study: Study, stage: Stage) -> None:
                 on_cases(len(a))
     except (ValueError, RuntimeError) as error:
         study.left_out[THEIRS] = (
-            f"foolbox DDN failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"it cannot run on this model ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         )
         return
     study.measured[THEIRS] = join(parts)
@@ -201,7 +199,7 @@ def summary(study: Study) -> dict[str, Any]:
         "prediction": {
             f"order{k}": {
                 "spearman": c.spearman, "kendall": c.kendall, "r2": c.r2, "median_abs_log_error": c.median_abs_log_error,
-                "bias": c.bias, "cases": c.cases, "failed": c.failed,
+                "bias": c.bias, "cases": c.cases, "failed": c.failed, "unmeasured": c.unmeasured,
                 "gradients_per_case": _mean(study.predicted[k].gradients),
                 "forwards_per_case": _mean(study.predicted[k].forwards),
                 "seconds": study.seconds[f"order{k}"], "statuses": count_statuses(study.predicted[k].status),
@@ -214,9 +212,21 @@ def summary(study: Study) -> dict[str, Any]:
             "survives_8bit": float(sizes.survives_8bit[found].double().mean()) if bool(found.any()) else float("nan"),
         },
         "left_out": study.left_out,
-        "notes": list(study.check.notes),
+        "notes": [*study.check.notes, *score_notes(study)],
         "versions": versions(),
     }  # fmt: skip
+
+
+def score_notes(study: Study) -> list[str]:
+    """What the scores themselves say against being measured: probabilities saturate where logits do not."""
+    with torch.no_grad():
+        scores = study.subject.classifier.logits(study.x)
+    if bool(((scores >= 0) & (scores <= 1)).all()) and bool(((scores.sum(1) - 1).abs() < 1e-3).all()):
+        return [
+            "the scores are probabilities: they saturate, so that slopes vanish and predictions from them fail; give the "
+            "model without its softmax."
+        ]
+    return []
 
 
 def _attack_summary(solution: Solution, seconds: float, reference: Tensor) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def finished_folder(out: Path) -> Iterator[Path]:
     OSError
         The folder cannot be made there.
     """
+    out = out.resolve()  # a link stays a link
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
         raise FileExistsError(
             f"{out} exists and is not a folder that isoresponse wrote; give --out a new or empty folder."
@@ -85,7 +86,9 @@ def write_report(study: Study, folder: Path) -> dict[str, Any]:
     drawn: dict[str, tuple[Figure, str]] = {"prediction": (prediction_figure(study), _prediction_caption(study))}
     rows = smallest_median_largest(study.smallest)
     if rows:
-        picture, sizes = triptych(study.subject.classifier, study.x, study.labels, study.adversarial, rows)
+        picture, sizes = triptych(
+            study.subject.classifier, study.x, study.labels, study.adversarial, rows, index=study.index
+        )
         numbers["triptych"] = sizes
         drawn["triptych"] = (picture, _TRIPTYCH_CAPTION)
         case = dict(rows).get("median", rows[0][1])
@@ -109,9 +112,9 @@ def prediction_figure(study: Study) -> Figure:
     figure = new_figure(11.4, 3.9)
     agreement = comparisons(study)
     for ax, (order, told) in zip(figure.subplots(1, len(study.predicted)), study.predicted.items(), strict=True):
-        plot.prediction(ax, study.smallest, told.distance, agreement[order], name=ORDER_NAMES[order])
-        if order == 0:
-            ax.set_ylabel("predicted: margin (response units)")
+        plot.prediction(
+            ax, study.smallest, told.distance, agreement[order], name=ORDER_NAMES[order], same_units=order > 0
+        )
     return figure
 
 
@@ -138,7 +141,7 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     view = response_surface(
         one, plane, x=(-0.6 * distance, 1.8 * distance), y=(-1.2 * distance, 1.2 * distance), size=size
     )
-    figure = new_figure(10.2, 4.6)
+    figure = new_figure(10.2, 5.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
     here = float(one.value(x[None])[0])
     plot.surface(left, view, levels=sorted({here * k / 4 for k in range(-3, 7)} - {0.0}), fmt="%.2g")
@@ -159,9 +162,10 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
         if d == d:
             left.plot(d, 0, marker, color=plot.PURPLE, ms=9, mew=2, zorder=6, label=f"predicted, order {k}: {d:.3f}")
     left.plot([], [], color=plot.INK, lw=2.5, label="decision boundary")
-    left.legend(fontsize=7, loc="lower left")
+    left.plot([], [], ":", color=plot.INK, lw=1.2, label="edge of the box; faded: outside")
+    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     left.set_xlabel("towards the smallest adversary (input units)")
-    left.set_ylabel(f"towards what excites “{int(rival)}” most (input units)")
+    left.set_ylabel(f"orthogonal, towards what excites “{int(rival)}” (input units)")
     left.set_title(f"margin of “{int(label)}” round one input (case {int(study.index[case])})", fontsize=10)
     alignment = walk.alignment(mei.point - x)[0, 1:]
     response = walk.responses[0, 1:].cpu()
@@ -181,8 +185,8 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     right.set_xlabel("margin along the steepest path (response units)")
     right.set_ylabel("cosine of the angle")
     right.set_ylim(min(-0.05, float(alignment.nan_to_num(0).min()) - 0.05), 1.05)
-    right.legend(fontsize=7, loc="lower right")
-    right.set_title("what the path crosses, and what it comes to look like", fontsize=10)
+    right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    right.set_title("does the path cross contours at right angles; does it turn to the MEI?", fontsize=10)
     length = float(walk.arclength[0].nan_to_num(0).max())
     return figure, {
         "case": int(study.index[case]), "label": int(label), "rival": int(rival), "distance": distance,

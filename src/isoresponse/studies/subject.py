@@ -57,8 +57,9 @@ def load_subject(
         ``digits-mlp``, ``digits-cnn``, ``mnist-mlp``, ``mnist-cnn``, ``package.module:name`` or ``file.py:name``, where
         the name is an `nn.Module` or a function without arguments that returns one.
     inputs
-        ``.npz`` with arrays ``inputs`` and ``labels``, or a folder with the four MNIST files. Unsigned bytes are divided
-        by 255. The built-in digits bring their own.
+        ``.npz`` with arrays ``inputs`` (or ``images``, ``x``) and ``labels`` (or ``label``, ``y``), or a folder with the four
+        MNIST files. Unsigned bytes 0..255 are mapped onto `bounds`, other numbers taken as they are, in the model's
+        dtype. The built-in digits bring their own.
     bounds
         Allowed range of every input element.
     seed
@@ -71,21 +72,29 @@ def load_subject(
     """
     where = _device(device)
     if not -float("inf") < bounds[0] < bounds[1] < float("inf"):
-        raise ValueError(f"bounds must be two increasing finite numbers, got {bounds[0]} and {bounds[1]}.")
+        raise ValueError(
+            f"bounds must be two increasing finite numbers, got {bounds[0]} and {bounds[1]}; where inputs have no bounds, give "
+            "ones that they never reach."
+        )
     if model in zoo.BUILT_IN:
-        module, images, labels, data_name = _built_in(model, inputs, seed, on_epoch)
+        module, images, labels, data_name = _built_in(model, inputs, bounds, seed, on_epoch)
     else:
         if inputs is None:
             raise ValueError(f"model {model!r} needs data: give --inputs FILE.npz with arrays 'inputs' and 'labels'.")
         module = load_module(model)
-        images, labels = _read_inputs(inputs)
+        images, labels = _read_inputs(inputs, bounds)
         data_name = inputs.name
     parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     module = module.to(where)
     images = images.to(where, parameter.dtype)
     classifier = Classifier.of(module, shape=tuple(images.shape[1:]), box=Box(*bounds), name=model)
     labels = labels.to(where)
-    classifier.require_labelled(images, labels)
+    try:
+        classifier.require_labelled(images, labels)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{data_name}: {str(error).replace('x must', 'the inputs must')} (--bounds sets the box.)"
+        ) from error
     return Subject(classifier, module, images, labels, model, data_name)
 
 
@@ -124,7 +133,11 @@ def load_module(spec: str) -> nn.Module:
 
 
 def _built_in(
-    model: str, inputs: Path | None, seed: int, on_epoch: Callable[[int, int], object] | None
+    model: str,
+    inputs: Path | None,
+    bounds: tuple[float, float],
+    seed: int,
+    on_epoch: Callable[[int, int], object] | None,
 ) -> tuple[nn.Module, Tensor, Tensor, str]:
     family, network = model.split("-")
     if family == "mnist":
@@ -137,7 +150,7 @@ def _built_in(
     data = zoo.digits()
     images, labels, name = *data.test, data.name
     if inputs is not None:
-        images, labels = _read_inputs(inputs)
+        images, labels = _read_inputs(inputs, bounds)
         name = inputs.name
         if images.shape[1:] != data.test[0].shape[1:]:
             raise ValueError(
@@ -147,7 +160,7 @@ def _built_in(
     return zoo.trained(network, data, seed=seed, on_epoch=on_epoch), images, labels, name
 
 
-def _read_inputs(path: Path) -> tuple[Tensor, Tensor]:
+def _read_inputs(path: Path, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:
     if path.is_dir():
         return zoo.mnist(path).test
     arrays = read_arrays(path)
@@ -156,12 +169,16 @@ def _read_inputs(path: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"{path}: expected inputs (case, ...) and labels (case,), got shapes {images.shape} and {labels.shape}."
         )
+    if np.issubdtype(labels.dtype, np.floating) and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{path}: labels must be integers, got {labels.dtype}.")
     if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 255
+        images = images.astype(np.float32) / 255 * (bounds[1] - bounds[0]) + bounds[0]
+    elif np.issubdtype(images.dtype, np.integer) or images.dtype == np.bool_:
+        images = images.astype(np.float32)
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{path}: inputs must be floating point or unsigned bytes, got {images.dtype}.")
+        raise ValueError(f"{path}: inputs must be numbers, got {images.dtype}.")
     kind = np.float32 if images.dtype.itemsize <= 4 else np.float64  # native byte order, a kind that torch knows
     return torch.from_numpy(np.ascontiguousarray(images, dtype=kind)), torch.from_numpy(labels.astype(np.int64))
 

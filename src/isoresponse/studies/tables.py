@@ -42,8 +42,8 @@ def report_tables(numbers: dict[str, Any], out: Path) -> None:
     for order in ORDER_NAMES:
         row = numbers["prediction"][f"order{order}"]
         predicted.add_row(
-            f"{order} {SHORT[order]}", number(row["spearman"]), number(row["kendall"]), number(row["r2"]),
-            number(row["median_abs_log_error"], 4),
+            f"{order} {SHORT[order]}", number(row["spearman"], 4), number(row["kendall"]),
+            number(row["r2"] if order else None), number(row["median_abs_log_error"] if order else None, 4),
             str(row["failed"]), number(row["gradients_per_case"], 1),
         )  # fmt: skip
     console.print(measured)
@@ -81,6 +81,8 @@ def unit_table(model: str, shape: str) -> None:
     module = load_module(model)
     if not shape and model in BUILT_IN:
         shape = "1,8,8" if model.startswith("digits") else "1,28,28"
+    if not shape:
+        raise ValueError("--shape is needed for a model of your own: the sizes of one input, e.g. --shape 3,224,224.")
     try:
         sizes = tuple(int(s) for s in shape.split(","))
     except ValueError:

@@ -43,6 +43,8 @@ def load_elevation(path: Path | None) -> tuple[ElevationMap, str]:
     arrays = read_arrays(path)
     if "elevation" not in arrays:
         raise ValueError(f"{path} has no array 'elevation'; it has {', '.join(arrays) or 'none'}.")
+    if np.ptp(arrays["elevation"]) == 0:
+        raise ValueError(f"{path} holds a flat landscape, which has no contours; give one with heights.")
     grid, name = arrays["elevation"].astype(np.float64), path.stem.replace("_", " ")
     if "lat" in arrays and "lon" in arrays:
         lat, lon = arrays["lat"].astype(float), arrays["lon"].astype(float)
@@ -64,9 +66,16 @@ def topography(terrain: ElevationMap, name: str) -> tuple[Figure, dict[str, Any]
     figure = new_figure(6.4, 5.6)
     ax = figure.subplots()
     step = _draw_terrain(ax, terrain)
-    ax.set_title(f"{name}: iso-elevation lines every {step:g} m", fontsize=10)
+    smoothed = f" (smoothed by {terrain.smoothing:.2g} cells)" if terrain.smoothing else ""
+    ax.set_title(f"{name}: iso-elevation lines every {step:g} m{smoothed}", fontsize=10)
     grid = terrain.grid
-    return figure, {"name": name, "step_m": step, "lowest_m": float(grid.min()), "highest_m": float(grid.max())}
+    return figure, {
+        "name": name,
+        "smoothing_cells": terrain.smoothing,
+        "step_m": step,
+        "lowest_m": float(grid.min()),
+        "highest_m": float(grid.max()),
+    }
 
 
 def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 41) -> tuple[Figure, dict[str, Any]]:
@@ -92,11 +101,12 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
     near = (paths.points[:, -1] - summit).norm(dim=1) < 0.1 * min(width, height)
     high = paths.status == int(Status.DONE)
     arrived = high & near
-    figure = new_figure(6.4, 5.9)
+    figure = new_figure(6.4, 6.1)
     ax = figure.subplots()
     step = _draw_terrain(ax, terrain)
     numbers: dict[str, Any] = {
         "name": name, "summit_km": summit.tolist(), "summit_m": float(top), "starts": len(points),
+        "smoothing_cells": terrain.smoothing,
         "share_reaching_the_summit": float(arrived.double().mean()) if len(points) else 0.0,
         "share_as_high_elsewhere": float((high & ~near).double().mean()) if len(points) else 0.0,
     }  # fmt: skip
@@ -114,7 +124,9 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
         }  # fmt: skip
         ax.set_title(
             f"{name}: steepest path from {numbers['start_m']:.0f} m to {numbers['end_m']:.0f} m,\nlines every {step:g} m; "
-            f"crossed at 90° ± {numbers['median_angle_error_deg']:.1f}° (median of {knots - 2} knots)", fontsize=10,
+            f"crossed at 90° to within {max(numbers['median_angle_error_deg'], 0.01):.2f}° (median of {knots - 2} knots).\n"
+            f"Of {len(points)} starts {numbers['share_reaching_the_summit']:.0%} get there; the other paths end on lower hills",
+            fontsize=10,
         )  # fmt: skip
     else:
         ax.set_title(f"{name}: no steepest path from {len(points)} starts reaches the summit", fontsize=10)
