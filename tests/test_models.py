@@ -261,7 +261,7 @@ def test_smoothing_is_a_gaussian_in_cells(generator):
     [
         (np.zeros((3, 9)), (1.0, 1.0), r"at least 4 x 4 numbers, got shape \(3, 9\)"),
         (np.zeros(9), (1.0, 1.0), r"got shape \(9,\)"),
-        (np.full((5, 5), np.nan), (1.0, 1.0), "a finite grid"),
+        (np.full((5, 5), np.nan), (1.0, 1.0), "finite, got"),
         (np.zeros((5, 5)), (1.0, 0.0), "two positive lengths in kilometres"),
         (np.zeros((5, 5)), (float("nan"), 1.0), "two positive lengths"),
         (np.zeros((5, 5)), (1.0, float("nan")), "two positive lengths"),

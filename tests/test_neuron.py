@@ -79,7 +79,11 @@ def test_a_box_needs_room(bounds):
     ("x", "error", "message"),
     [
         ([[0.5, 0.5]], TypeError, "x must be a torch tensor, got list; use torch.as_tensor"),
-        (torch.ones(1, 2, dtype=torch.uint8), TypeError, r"x must be floating point, got torch.uint8; convert it"),
+        (
+            torch.ones(1, 2, dtype=torch.uint8),
+            TypeError,
+            r"x must be floating point, float32 or float64, got torch.uint8; convert it",
+        ),
         (torch.zeros(2), ValueError, r"x must have shape \(case, 2\), got \(2,\); the first axis counts cases"),
         (torch.zeros(1, 3), ValueError, r"x must have shape \(case, 2\), got \(1, 3\)"),
         (torch.tensor(0.5), ValueError, r"x must have shape \(case, 2\), got \(\)"),

@@ -28,6 +28,7 @@ FOLLOWED = 4  # of those, by first-order distance, the ones that get a trial
 FINALISTS = 2  # of those, by distance after the trial, the ones searched to the end
 TRIAL_STEPS = 2
 HOPELESS = 2.0  # a rival this many times farther than the nearest, to first order, is not followed
+UNLIKELY = 1.5  # ... and not predicted to second order
 
 Result = TypeVar("Result")
 OnCases = Callable[[int], object]  # told how many cases have just been finished
@@ -198,7 +199,7 @@ class Classifier:
             status = torch.where(below, gap.status, int(Status.ALREADY))
             return replace(gap, distance=distance, status=status, forwards=gap.forwards + 1)
         ranked = self._rank(x, labels)
-        cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1]))
+        cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1], UNLIKELY))
         spent = torch.full_like(labels, ranked.distance.shape[1])
         if order == 1:
             nearest = ranked.distance.argmin(1)
@@ -254,7 +255,7 @@ class Classifier:
             return found, cases
 
         flat_x = x.flatten(1)
-        chosen = ranked.in_running(FOLLOWED)
+        chosen = ranked.in_running(FOLLOWED, HOPELESS)
         tried = ranked.pairs(chosen)[0]
         trial, _ = searched(chosen, flat_x[tried] + ranked.feet[chosen], TRIAL_STEPS)
         after = torch.full_like(ranked.distance, torch.inf)
@@ -322,12 +323,12 @@ class _Ranked:
     status: Tensor  # (case, place)
     slack: Tensor  # (case, place): rounding of the margin, in response units
 
-    def in_running(self, most: int) -> Tensor:
-        """Mask (case, place) of at most `most` rivals by first-order distance, without hopeless ones."""
+    def in_running(self, most: int, factor: float) -> Tensor:
+        """Mask (case, place) of at most `most` rivals, none more than `factor` times as far as the nearest."""
         order = self.distance.argsort(dim=1, stable=True)[:, :most]
         near = torch.zeros_like(self.distance, dtype=torch.bool).scatter(1, order, True)
         best = self.distance.amin(1, keepdim=True)
-        return near & ((self.distance <= HOPELESS * best) | torch.isinf(best))
+        return near & ((self.distance <= factor * best) | torch.isinf(best))
 
     def pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Case index and rival of every chosen place, in order."""

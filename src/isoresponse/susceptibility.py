@@ -24,7 +24,7 @@ from isoresponse.neuron import Neuron
 from isoresponse.operators import secant_product
 from isoresponse.solve import search
 
-KRYLOV_STEPS = 4  # products of the second-order prediction; 2, 4, 8 are compared in benchmarks/digits.py
+KRYLOV_STEPS = 2  # products of the second-order prediction; 1, 2, 4, 8 are compared in benchmarks/digits.py --ablate
 MODEL_STEPS = 60  # steps of the search on the quadratic model; they cost no pass through the network
 
 
