@@ -294,6 +294,8 @@ def _as_path(problem: Problem, state: _Walk | _Along, status: Tensor, targets: T
         before, after = points[:, max(k - 1, 0)], points[:, min(k + 1, knots - 1)]
         after = torch.where(torch.isfinite(after), after, points[:, k])
         free = (here > problem.lower) & (here < problem.upper)  # elements held at a bound take no part
+        for other in (before, after):
+            free = free & (other > problem.lower) & (other < problem.upper)
         chord, normal = (after - before) * free, gradient * free
         cosine = (normal * chord).sum(1) / (normal.norm(dim=1) * chord.norm(dim=1))
         angles.append(torch.arccos(cosine.abs().clamp(max=1.0)).masked_fill(~passed[:, k], float("nan")))

@@ -75,7 +75,7 @@ def triptych(
         ))  # fmt: skip
         rounded = "survives" if bool(sizes.survives_8bit[i]) else "does not survive"
         plot.image(row[2], adversarial[i], bounds=(lower, upper), title=(
-            f"adversarial\n“{now}”, confidence {after[i, now]:.2f}, {rounded} 8 bits"
+            f"adversarial: “{now}”, confidence {after[i, now]:.2f}\n{rounded} rounding to 8 bits"
         ))  # fmt: skip
         numbers[name] = {
             "case": i if index is None else int(index[i]), "label": int(labels[i]), "answer": now,

@@ -184,9 +184,9 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     right.invert_xaxis()
     right.set_xlabel("margin along the steepest path (response units)")
     right.set_ylabel("cosine of the angle")
-    right.set_ylim(min(-0.05, float(alignment.nan_to_num(0).min()) - 0.05), 1.05)
+    right.set_ylim(min(0.0, float(alignment.nan_to_num(0).min()) - 0.05), 1.05)
     right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-    right.set_title("does the path cross contours at right angles; does it turn to the MEI?", fontsize=10)
+    right.set_title("angles along the steepest path", fontsize=10)
     length = float(walk.arclength[0].nan_to_num(0).max())
     return figure, {
         "case": int(study.index[case]), "label": int(label), "rival": int(rival), "distance": distance,

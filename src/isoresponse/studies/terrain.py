@@ -125,7 +125,7 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
         ax.set_title(
             f"{name}: steepest path from {numbers['start_m']:.0f} m to {numbers['end_m']:.0f} m,\nlines every {step:g} m; "
             f"crossed at 90° to within {max(numbers['median_angle_error_deg'], 0.01):.2f}° (median of {knots - 2} knots).\n"
-            f"Of {len(points)} starts {numbers['share_reaching_the_summit']:.0%} get there; the other paths end on lower hills",
+            f"Of {len(points)} starts {numbers['share_reaching_the_summit']:.0%} get there; the other paths end elsewhere",
             fontsize=10,
         )  # fmt: skip
     else:
