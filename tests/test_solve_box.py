@@ -89,3 +89,46 @@ def test_a_linear_neuron_in_a_box_has_the_planes_own_projection(generator):
     assert some.sum() >= 8
     torch.testing.assert_close(found.distance[some], d.norm(dim=1)[some], rtol=1e-9, atol=0)
     assert not found.success[~some].any()
+
+
+def nearest_on_ellipsoid(p, a):
+    """Distance of point `p` to the ellipsoid with half-axes `a`, from the secular equation of its multiplier."""
+
+    def miss(t):
+        return float(np.square(a * p / (a * a + t)).sum() - 1)
+
+    t = scipy.optimize.brentq(miss, -(float(a.min()) ** 2) + 1e-12, 1e6, xtol=1e-15)
+    return float(np.linalg.norm(a * a * p / (a * a + t) - p))
+
+
+@pytest.mark.parametrize("n", [3, 12])
+def test_an_ellipsoid_is_met_from_inside_and_from_outside(generator, n):
+    """Also where Newton approaches the contour for ever from one side, and where the ray only grazes it."""
+    axes = 0.3 + 2 * torch.rand(300, n, generator=generator, dtype=torch.float64)
+    points = 2 * torch.randn(300, n, generator=generator, dtype=torch.float64)
+    ellipsoid = Neuron(lambda x, a: (x * x / a**2).sum(1), (n,), given=(axes,))
+    found = closest_point(ellipsoid, points, 1.0)
+    pairs = zip(points.numpy(), axes.numpy(), strict=True)
+    truth = torch.tensor([nearest_on_ellipsoid(p, a) for p, a in pairs], dtype=torch.float64)
+    assert found.success.all()
+    torch.testing.assert_close(found.distance, truth, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("squash", "level", "argument"),
+    [(torch.exp, 5.0, np.log(5.0)), (torch.sigmoid, 0.9, np.log(9.0)), (torch.tanh, -0.5, np.arctanh(-0.5))],
+    ids=["exp", "sigmoid", "tanh"],
+)
+def test_spacing_that_changes_by_orders_of_magnitude_changes_no_distance(generator, squash, level, argument, dtype):
+    """A linear-nonlinear neuron has straight contours whatever its nonlinearity: the distance is that of the linear one."""
+    w = normal(200, 6, generator=generator)
+    x = 2 * normal(200, 6, generator=generator)
+    neuron = Neuron(lambda z, w: squash((z * w).sum(1)), (6,), given=(w.to(dtype),))
+    found = closest_point(neuron, x.to(dtype), level)
+    truth = (argument - (x * w).sum(1)).abs() / w.norm(dim=1)
+    exact = found.success & (found.status != 4)
+    assert exact.double().mean() > 0.9  # float32 saturates to gradient zero in some cases: FLAT, not a number
+    torch.testing.assert_close(
+        found.distance[exact].double(), truth[exact], rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=2e-5
+    )

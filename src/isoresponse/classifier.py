@@ -310,7 +310,8 @@ class Classifier:
         distance = corners.norm(dim=2).masked_fill(failed(how), torch.inf)
         # across by more than the rounding of the two scores, so that an answer holds in a batch of another size too
         compared = torch.maximum(scores.gather(1, rivals).abs(), own.abs()).detach()
-        return _Ranked(rivals, corners, distance, how, 8 * torch.finfo(x.dtype).eps * compared)
+        slack = (8 * torch.finfo(x.dtype).eps * compared).clamp_min(torch.finfo(x.dtype).tiny)
+        return _Ranked(rivals, corners, distance, how, slack)
 
 
 @dataclass(frozen=True, eq=False)

@@ -188,12 +188,13 @@ def rounding(like: Tensor) -> Tensor:
 
 
 def cross_ray(
-    problem: Problem, below: Tensor, candidate: Tensor, width: Tensor, evaluations: int = 40
+    problem: Problem, below: Tensor, candidate: Tensor, width: Tensor, evaluations: int = 80
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where the ray from the start through `candidate`, bent along the box, first is known to be across.
 
     Returns the far side of a bracket of relative `width` (case, n), whether one was found (case,), and
-    the forward passes spent (case,). Expands beyond the candidate if needed, then an Illinois search.
+    the forward passes spent (case,). Expands beyond the candidate if needed, then an Illinois search, which
+    falls back to bisection where it has not halved the bracket in three steps or the far side is not finite.
 
     Parameters
     ----------
@@ -211,7 +212,7 @@ def cross_ray(
     low, high = torch.zeros_like(below), torch.ones_like(below)
     f_low, f_high = below, problem.excess(problem.clip(candidate))
     spent = torch.ones_like(below, dtype=torch.int64)
-    side = torch.zeros_like(below)
+    side, turns, old = torch.zeros_like(below), torch.zeros_like(below), torch.full_like(below, torch.inf)
     reach = (problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs()
     farthest = torch.nan_to_num(reach.masked_fill(direction == 0, 0.0), posinf=1e30).amax(1).clamp(1.0, 1e6)
     for count in range(evaluations):
@@ -228,7 +229,13 @@ def cross_ray(
         within = torch.minimum(
             torch.maximum(secant, low + 0.02 * (high - low)), high - 0.25 * torch.minimum(width * high, high - low)
         )
-        t = torch.where(expanding, beyond, within)
+        gap = high - low
+        due = ~expanding & (turns % 3 == 2)
+        slow = (due & (gap > 0.5 * old)) | ~torch.isfinite(f_high)
+        old, turns = torch.where(due, gap, old), turns + (~expanding).to(turns.dtype)
+        wide = torch.maximum(low, 1e-3 * high)
+        middle = torch.where(torch.isfinite(f_high) & (high < 4 * low), 0.5 * (low + high), torch.sqrt(wide * high))
+        t = torch.where(expanding, beyond, torch.where(slow, middle, within))
         f = f_high.index_copy(0, cases, at(t, cases))
         spent = spent.index_add(0, cases, torch.ones_like(cases))
         across = f > 0

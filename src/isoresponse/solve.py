@@ -35,6 +35,7 @@ MEMORY = (
 )
 SHRINK = 0.5  # factor on the step after one that did not improve the distance
 STALL = 1e-3  # relative step below which a case that keeps failing to improve has converged
+OVERSHOOT = 1e-4  # of the first gap in response, aimed at beyond the level until a point across is known
 TOLERATED = 1.3  # an iterate this much farther than the best one is still a useful place to look from
 
 
@@ -65,7 +66,7 @@ def closest_point(
     level: float | Float[Tensor, " case"],
     *,
     start: Float[Tensor, "case *shape"] | None = None,
-    max_steps: int = 60,
+    max_steps: int = 200,
     rtol: float = 1e-4,
 ) -> Solution:
     """The point nearest to `x` (Euclidean, inside the neuron's box) whose response is across `level`.
@@ -161,7 +162,9 @@ def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, T
     excess, gradient = problem.excess_and_grad(s.x)
     # --- foot: nearest point of the tangent plane; from x itself while nothing across is known
     origin = torch.where(s.across[:, None], problem.start, s.x)
-    gap = -excess + (gradient * (s.x - origin)).sum(1)
+    # until then a little beyond the contour, which Newton may otherwise approach for ever from this side
+    beyond = torch.where(s.across, torch.zeros_like(excess), OVERSHOOT * s.below.abs())
+    gap = beyond - excess + (gradient * (s.x - origin)).sum(1)
     d, reachable = nearest_in_plane(gap, gradient, problem.lower - origin, problem.upper - origin)
     residual = origin + d - s.x
     distance = (s.x - problem.start).norm(dim=1)

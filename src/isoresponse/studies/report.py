@@ -83,9 +83,10 @@ def write_report(study: Study, folder: Path) -> dict[str, Any]:
     numbers = summary(study)
     figures = folder / "figures"
     figures.mkdir()
-    drawn: dict[str, tuple[Figure, str]] = {"prediction": (prediction_figure(study), _prediction_caption(study))}
+    drawn: dict[str, tuple[Figure, str]] = {}
     rows = smallest_median_largest(study.smallest)
-    if rows:
+    if rows:  # with nothing measured there is nothing to draw
+        drawn["prediction"] = (prediction_figure(study), _prediction_caption(study))
         picture, sizes = triptych(
             study.subject.classifier, study.x, study.labels, study.adversarial, rows, index=study.index
         )
