@@ -17,6 +17,8 @@ from isoresponse._fields import axes
 from isoresponse.loop import Status, failed
 from isoresponse.neuron import Box, Neuron
 
+EVALUATIONS = 80  # of one ray search at most; five to eight are usual
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -188,7 +190,7 @@ def rounding(like: Tensor) -> Tensor:
 
 
 def cross_ray(
-    problem: Problem, below: Tensor, candidate: Tensor, width: Tensor, evaluations: int = 80
+    problem: Problem, below: Tensor, candidate: Tensor, width: Tensor, *, expansions: int = 12
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where the ray from the start through `candidate`, bent along the box, first is known to be across.
 
@@ -202,6 +204,8 @@ def cross_ray(
         Excess (case,) at the start, not positive.
     width
         Relative width (case,) of the bracket at which to stop.
+    expansions
+        How many times to look beyond a candidate that is not across.
     """
     direction = candidate - problem.start
 
@@ -215,10 +219,10 @@ def cross_ray(
     side, turns, old = torch.zeros_like(below), torch.zeros_like(below), torch.full_like(below, torch.inf)
     reach = (problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs()
     farthest = torch.nan_to_num(reach.masked_fill(direction == 0, 0.0), posinf=1e30).amax(1).clamp(1.0, 1e6)
-    for count in range(evaluations):
+    for count in range(EVALUATIONS):
         expanding = ~(f_high > 0)
         active = torch.where(
-            expanding, (high < farthest) & torch.isfinite(f_high) & (count < 12), high - low > width * high
+            expanding, (high < farthest) & torch.isfinite(f_high) & (count < expansions), high - low > width * high
         )
         cases = torch.nonzero(active).flatten()
         if len(cases) == 0:

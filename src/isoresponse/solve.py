@@ -245,8 +245,9 @@ def to_level(
 ) -> Solution:
     """A point on the contour at `level`, reached from `x` by Newton steps along the gradient in the box.
 
-    Not the nearest one in general (that is `closest_point`), but a few gradients cheap and as near as
-    the contours are parallel. `optimality` is the remaining response error relative to the first one.
+    A step that comes out beyond the level has bracketed it, and the level is then found along that step, so spacing
+    that changes by orders of magnitude (a saturated sigmoid) does no harm. The point is not the nearest one in
+    general (that is `closest_point`), but a few gradients cheap and as near as the contours are parallel. `optimality` is the remaining response error relative to the first one.
 
     Parameters
     ----------
@@ -269,8 +270,9 @@ class _Newton:
     x: Tensor
     best: Tensor
     best_excess: Tensor
-    damping: Tensor
+    damping: Tensor  # factor on the next step, smaller after one that came no nearer
     gradients: Tensor
+    forwards: Tensor
 
 
 def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = None) -> Solution:
@@ -280,29 +282,42 @@ def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = 
     accepted = rtol * below.abs() + 4 * eps * problem.level.abs() if atol is None else atol
     infinite = torch.full_like(below, float("inf"))
     count = torch.zeros_like(below, dtype=torch.int64)
-    state = _Newton(problem.start, problem.start, infinite, torch.ones_like(below), count)
+    state = _Newton(problem.start, problem.start, infinite, torch.ones_like(below), count, count + 1)
 
     def step(s: _Newton, cases: Tensor) -> tuple[_Newton, Tensor]:
         part, goal = problem.select(cases), accepted[cases]
         excess, gradient = part.excess_and_grad(s.x)
-        better = excess.abs() < s.best_excess.abs()
+        finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
+        better = finite & (excess.abs() < s.best_excess.abs())
         best = torch.where(better[:, None], s.x, s.best)
         best_excess = torch.where(better, excess, s.best_excess)
-        damping = torch.where(better, (2 * s.damping).clamp(max=1.0), 0.25 * s.damping)
         ahead = torch.where(excess > 0, -torch.ones_like(excess), torch.ones_like(excess))
         d, _ = nearest_in_plane(excess.abs(), ahead[:, None] * gradient, part.lower - s.x, part.upper - s.x)
-        origin = torch.where(better[:, None], s.x + damping[:, None] * d, 0.5 * (s.x + best))
+        damping = torch.where(better, (2 * s.damping).clamp(max=1.0), 0.25 * s.damping)
+        d = torch.where(better[:, None], damping[:, None] * d, torch.zeros_like(d))
+        aim = part.clip(s.x + d)
+        reached = part.excess(aim)
+        close = better & (reached.abs() <= goal)
+        best = torch.where(close[:, None], aim, best)
+        best_excess = torch.where(close, reached, best_excess)
+        # a step past the level has bracketed it, however far it went
+        past = better & ~close & ~(ahead * reached <= 0)
+        x, spent = torch.where(better[:, None], aim, 0.5 * (torch.nan_to_num(s.x) + best)), torch.ones_like(s.forwards)
+        if bool(past.any()):
+            onward = replace(part, start=s.x, sign=ahead * part.sign)
+            toward = torch.where(past[:, None], aim, s.x)
+            point, found, more = cross_ray(onward, -excess.abs(), toward, rounding(excess), expansions=0)
+            x, spent = torch.where((past & found)[:, None], point, x), spent + more
         status = status_tensor(Status.RUNNING, excess)
-        status.masked_fill_((d == 0).all(1), int(Status.BLOCKED))
-        status.masked_fill_((gradient == 0).all(1), int(Status.FLAT))
-        status.masked_fill_(~(torch.isfinite(excess) & torch.isfinite(gradient).all(1)), int(Status.NOT_FINITE))
+        status.masked_fill_(better & (d == 0).all(1), int(Status.BLOCKED))
+        status.masked_fill_(finite & (gradient == 0).all(1), int(Status.FLAT))
+        status.masked_fill_(~finite & torch.isinf(best_excess), int(Status.NOT_FINITE))
         status.masked_fill_(best_excess.abs() <= goal, int(Status.DONE))
-        return _Newton(part.clip(origin), best, best_excess, damping, s.gradients + 1), status
+        return _Newton(x, best, best_excess, damping, s.gradients + 1, s.forwards + 1 + spent), status
 
     state, status = iterate(step, state, max_steps)
     status = status.masked_fill(status == int(Status.MAX_STEPS), int(Status.UNREACHABLE))
     value = problem.level + problem.sign * state.best_excess
-    point = state.best
     relative = state.best_excess.abs() / below.abs().clamp_min(torch.finfo(below.dtype).tiny)
-    distance = (point - problem.start).norm(dim=1)
-    return Solution(point, value, distance, relative, status, state.gradients, state.gradients + 1).blanked()
+    distance = (state.best - problem.start).norm(dim=1)
+    return Solution(state.best, value, distance, relative, status, state.gradients, state.forwards).blanked()
