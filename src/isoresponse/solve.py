@@ -245,9 +245,10 @@ def to_level(
 ) -> Solution:
     """A point on the contour at `level`, reached from `x` by Newton steps along the gradient in the box.
 
-    A step that comes out beyond the level has bracketed it, and the level is then found along that step, so spacing
-    that changes by orders of magnitude (a saturated sigmoid) does no harm. The point is not the nearest one in
-    general (that is `closest_point`), but a few gradients cheap and as near as the contours are parallel. `optimality` is the remaining response error relative to the first one.
+    A step that comes out beyond the level has bracketed it, and the level is then found along that step, so
+    spacing that changes by orders of magnitude (a saturated sigmoid) does no harm. The point is not the nearest
+    one in general (that is `closest_point`), but a few gradients cheap and as near as the contours are parallel.
+    `optimality` is the remaining response error relative to the first one.
 
     Parameters
     ----------
