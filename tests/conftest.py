@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from hypothesis import settings
-from studying import cache, digits, main, place, refused, run, small, study, subject  # noqa: F401  (fixtures)
+from studying import assert_refused, cache, digits, main, place, run, small, study, subject  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 

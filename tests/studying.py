@@ -118,7 +118,7 @@ def small(place):
 
 
 @pytest.fixture
-def refused(place, run):
+def assert_refused(place, run):
     """Runs a command and asserts the contract of bad input: status 2, one sentence, no traceback, nothing on the disk."""
 
     def command(arguments, message):

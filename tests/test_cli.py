@@ -90,14 +90,14 @@ def measured(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float16", "float64", ">f4", "images and y"])
-def test_other_kinds_of_numbers_and_names_are_accepted(place, small, refused, measured, kind):
+def test_other_kinds_of_numbers_and_names_are_accepted(place, small, assert_refused, measured, kind):
     with np.load(place / "good.npz") as z:
         x, labels = z["inputs"], z["labels"].astype(np.uint8)
     given = {"uint8": (x * 255).astype(np.uint8), "images and y": x}.get(kind)
     given = x.astype(kind) if given is None else given
     names = ("images", "y") if kind == "images and y" else ("inputs", "labels")
     np.savez(place / "data.npz", **dict(zip(names, (given, labels), strict=True)))
-    refused(small(inputs="data.npz"), "stopped here")
+    assert_refused(small(inputs="data.npz"), "stopped here")
     found = measured[0]
     torch.testing.assert_close(found.images, torch.from_numpy(x), rtol=0, atol=4e-3)
     assert found.images.dtype == torch.float32
@@ -112,8 +112,8 @@ def test_a_model_file_may_import_its_neighbours(run, place):
     assert code == 0, err
 
 
-def test_a_function_that_makes_the_model_and_other_bounds_are_accepted(small, refused, measured):
-    refused(small("--bounds", "-1", "2", model="own.py:make"), "stopped here")
+def test_a_function_that_makes_the_model_and_other_bounds_are_accepted(small, assert_refused, measured):
+    assert_refused(small("--bounds", "-1", "2", model="own.py:make"), "stopped here")
     assert (measured[0].classifier.box.lower, measured[0].classifier.box.upper) == (-1.0, 2.0)
 
 

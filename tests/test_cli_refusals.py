@@ -23,8 +23,8 @@ import torch
         ("json:dumps", "calling json:dumps without arguments failed"),
     ],
 )
-def test_a_model_that_is_none_is_refused(small, refused, model, message):
-    refused(small(model=model), message)
+def test_a_model_that_is_none_is_refused(small, assert_refused, model, message):
+    assert_refused(small(model=model), message)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_a_model_that_is_none_is_refused(small, refused, model, message):
     ],
 )
 @pytest.mark.parametrize("model", ["bad.py:net", "bad:net"])
-def test_code_that_fails_is_refused_with_its_reason(place, small, refused, monkeypatch, content, message, model):
+def test_code_that_fails_is_refused_with_its_reason(place, small, assert_refused, monkeypatch, content, message, model):
     (place / "bad.py").write_text(content)
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.delitem(sys.modules, "bad", raising=False)
-    refused(small(model=model), message)
+    assert_refused(small(model=model), message)
 
 
 # --- bad data
@@ -73,10 +73,10 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_that_do_not_fit_are_refused(place, small, refused, name):
+def test_data_that_do_not_fit_are_refused(place, small, assert_refused, name):
     content, message = DATA[name]
     np.savez(place / "data.npz", **content)
-    refused(small(inputs="data.npz"), message)
+    assert_refused(small(inputs="data.npz"), message)
 
 
 # numpy leaves a damaged archive open: whoever opens it for numpy closes it
@@ -85,7 +85,7 @@ LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableException
 
 @LEFT_OPEN
 @pytest.mark.parametrize("damage", ["absent", "empty", "text", "half", "inside", "npy"])
-def test_files_that_are_no_npz_are_refused_by_name(place, small, refused, damage):
+def test_files_that_are_no_npz_are_refused_by_name(place, small, assert_refused, damage):
     good = (place / "good.npz").read_bytes()
     contents = {
         "empty": b"",
@@ -98,13 +98,13 @@ def test_files_that_are_no_npz_are_refused_by_name(place, small, refused, damage
     if damage == "npy":
         np.save(place / "single.npy", HALF)
         (place / "single.npy").rename(place / "data.npz")
-    refused(small(inputs="data.npz"), "data.npz")
+    assert_refused(small(inputs="data.npz"), "data.npz")
 
 
-def test_a_model_that_is_wrong_about_all_inputs_is_refused(place, small, refused):
+def test_a_model_that_is_wrong_about_all_inputs_is_refused(place, small, assert_refused):
     with np.load(place / "good.npz") as z:
         np.savez(place / "wrong.npz", inputs=z["inputs"], labels=(z["labels"] + 1) % 3)
-    refused(small(inputs="wrong.npz"), "classifies none of the 12 inputs as labelled")
+    assert_refused(small(inputs="wrong.npz"), "classifies none of the 12 inputs as labelled")
 
 
 @pytest.mark.parametrize(
@@ -118,30 +118,30 @@ def test_a_model_that_is_wrong_about_all_inputs_is_refused(place, small, refused
         (["--threads", "-2"], "threads"),
     ],
 )
-def test_options_out_of_range_are_refused(small, refused, more, message):
-    refused(small(*more), message)
+def test_options_out_of_range_are_refused(small, assert_refused, more, message):
+    assert_refused(small(*more), message)
 
 
-def test_a_missing_gpu_is_said(small, refused, monkeypatch):
+def test_a_missing_gpu_is_said(small, assert_refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(small("--device", "cuda"), "torch sees no CUDA device; use --device cpu")
+    assert_refused(small("--device", "cuda"), "torch sees no CUDA device; use --device cpu")
 
 
 @pytest.mark.parametrize("inputs", [[], ["--inputs", "good.npz"], ["--inputs", "."]])
-def test_mnist_models_need_the_mnist_folder(refused, inputs):
-    refused(["report", "--out", "report", "--model", "mnist-mlp", *inputs], "four MNIST files")
+def test_mnist_models_need_the_mnist_folder(assert_refused, inputs):
+    assert_refused(["report", "--out", "report", "--model", "mnist-mlp", *inputs], "four MNIST files")
 
 
 # --- where to write
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere/report", "folder", "."])
-def test_a_place_that_cannot_be_written_is_refused_and_untouched(place, small, refused, out):
+def test_a_place_that_cannot_be_written_is_refused_and_untouched(place, small, assert_refused, out):
     (place / "file").write_text("mine")
     (place / "folder").mkdir()
     (place / "folder" / "thesis.tex").write_text("mine")
     before = sorted(p.relative_to(place) for p in place.rglob("*"))
-    refused(small(out=out), "file" if "file" in out else "give")
+    assert_refused(small(out=out), "file" if "file" in out else "give")
     assert sorted(p.relative_to(place) for p in place.rglob("*")) == before
     assert (place / "file").read_text() == (place / "folder" / "thesis.tex").read_text() == "mine"
 
@@ -150,21 +150,21 @@ def test_a_place_that_cannot_be_written_is_refused_and_untouched(place, small, r
 
 
 @pytest.mark.parametrize("command", ["report", "figures"])
-def test_folders_made_on_the_way_are_taken_away_again(refused, small, command):
+def test_folders_made_on_the_way_are_taken_away_again(assert_refused, small, command):
     if command == "report":
-        refused(small(model="nothing", out="new/deep/report"), "no model 'nothing'")
+        assert_refused(small(model="nothing", out="new/deep/report"), "no model 'nothing'")
     else:
-        refused(["figures", "--out", "new/deep/figures", "--only", "nothing"], "no figure 'nothing'")
+        assert_refused(["figures", "--out", "new/deep/figures", "--only", "nothing"], "no figure 'nothing'")
 
 
-def test_an_unknown_figure_is_refused_with_the_nearest_name(refused):
-    said = refused(["figures", "--out", "figures", "--only", "trypich"], "no figure 'trypich'")
+def test_an_unknown_figure_is_refused_with_the_nearest_name(assert_refused):
+    said = assert_refused(["figures", "--out", "figures", "--only", "trypich"], "no figure 'trypich'")
     assert "Did you mean 'triptych'?" in said
 
 
 @LEFT_OPEN
 @pytest.mark.parametrize("dem", ["good.npz", "absent.npz", "half.npz", "flat.npz", "line.npz"])
-def test_a_map_that_is_none_is_refused(place, refused, dem):
+def test_a_map_that_is_none_is_refused(place, assert_refused, dem):
     (place / "half.npz").write_bytes((place / "good.npz").read_bytes()[:300])
     np.savez(place / "flat.npz", elevation=np.zeros((7, 7)))
     np.savez(place / "line.npz", elevation=np.arange(7.0))
@@ -173,16 +173,18 @@ def test_a_map_that_is_none_is_refused(place, refused, dem):
         "flat.npz": "flat landscape",
         "line.npz": "at least 4 x 4",
     }
-    refused(["figures", "--out", "figures", "--only", "topography", "--dem", place / dem], messages.get(dem, dem))
+    assert_refused(
+        ["figures", "--out", "figures", "--only", "topography", "--dem", place / dem], messages.get(dem, dem)
+    )
 
 
 @pytest.mark.parametrize("shape", ["", "5,x", "0", "-3"])
-def test_units_need_the_shape_of_an_input(refused, shape):
-    refused(
+def test_units_need_the_shape_of_an_input(assert_refused, shape):
+    assert_refused(
         ["units", "own.py:net", f"--shape={shape}"],
         "--shape must list the sizes of one input" if shape else "--shape is needed for a model of your own",
     )
 
 
-def test_units_of_a_shape_that_does_not_fit_are_refused(refused):
-    refused(["units", "own.py:net", "--shape", "6"], "does not run on inputs of shape (case, 6)")
+def test_units_of_a_shape_that_does_not_fit_are_refused(assert_refused):
+    assert_refused(["units", "own.py:net", "--shape", "6"], "does not run on inputs of shape (case, 6)")

@@ -169,8 +169,10 @@ def test_a_selected_problem_is_the_problem_of_the_selected_cases(generator):
 def test_flattening_changes_the_shape_of_the_input_and_of_its_box_only(generator):
     box = Box(-torch.ones(3, 1), torch.arange(1, 3, dtype=torch.float32))
     neuron = Neuron(lambda x: (x[:, 0] * x[:, 2]).sum(1), (3, 2), box)
-    flat, x = flatten(neuron), normal(5, 3, 2, generator=generator)
+    x = normal(5, 3, 2, generator=generator)
+    flat = flatten(neuron, x)
     assert flat.shape == (6,)
+    assert flat.box.lower.dtype == x.dtype
     torch.testing.assert_close(flat.value(x.flatten(1)), neuron.value(x))
     torch.testing.assert_close(flat.box.clip(x.flatten(1)), box.clip(x).flatten(1))
 

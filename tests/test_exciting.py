@@ -11,11 +11,11 @@ from scipy.optimize import LinearConstraint, NonlinearConstraint, minimize
 from isoresponse.exciting import _project, most_exciting_input
 from isoresponse.neuron import Box, Neuron
 
-DOUBLE = torch.zeros((), dtype=torch.float64)
 
-
-def mei(neuron, generator, **how):
-    return most_exciting_input(neuron, generator=generator, like=DOUBLE, **how)
+def mei(neuron, generator, center=None, **how):
+    """The MEI in float64, which the center brings with it."""
+    center = torch.zeros(neuron.shape, dtype=torch.float64) if center is None else center
+    return most_exciting_input(neuron, generator=generator, center=center, **how)
 
 
 def linear(n, generator, box=None, shape=None):

@@ -27,6 +27,13 @@ def solved(neuron, x, level):
     return closest_point(neuron, x, level, max_steps=120)
 
 
+def answered(make, seed):
+    """A question, its generator, its answer and its problem."""
+    known, generator = questions(make, seed)
+    found = solved(known.neuron, known.x, known.level)
+    return known, generator, found, Problem.of(known.neuron, known.x, known.level)
+
+
 def composed(known, before=lambda x: x, after=lambda f: f):
     inner = known.neuron
     return replace(inner, response=lambda x, *given: after(inner.response(before(x), *given)))
@@ -35,9 +42,7 @@ def composed(known, before=lambda x: x, after=lambda f: f):
 @few
 @given(makers, seeds)
 def test_no_point_across_the_level_is_nearer(make, seed):
-    known, generator = questions(make, seed)
-    found = solved(known.neuron, known.x, known.level)
-    problem = Problem.of(known.neuron, known.x, known.level)
+    known, generator, found, problem = answered(make, seed)
     for spread in (0.1, 0.5, 2.0):
         noise = spread * known.distance[:, None] * normal(*known.x.shape, generator=generator)
         other = found.point + noise
@@ -50,9 +55,7 @@ def test_no_point_across_the_level_is_nearer(make, seed):
 @given(makers, seeds)
 def test_no_ray_crosses_nearer(make, seed):
     """Also along the ray to the closest point itself the level is not crossed before it."""
-    known, generator = questions(make, seed)
-    found = solved(known.neuron, known.x, known.level)
-    problem = Problem.of(known.neuron, known.x, known.level)
+    known, generator, found, problem = answered(make, seed)
     aims = known.distance[:, None] * 0.3 * normal(*known.x.shape, generator=generator)
     for aim in (found.point, found.point + aims):
         width = torch.full_like(known.distance, 1e-9)

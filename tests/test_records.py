@@ -38,7 +38,7 @@ def results():
         iso.local_geometry(jet),
         iso.principal_curvatures(jet, 2, generator=seed),
         iso.gradient_path(neuron, x, known.level, knots=4),
-        iso.most_exciting_input(one, generator=seed, starts=2, like=x),
+        iso.most_exciting_input(one, generator=seed, starts=2, center=x[0]),
         plane,
         iso.response_surface(one, plane, x=(0.0, 1.0), y=(0.0, 1.0), size=3),
     ]
@@ -149,7 +149,8 @@ def test_a_store_says_where_it_comes_from(table, tmp_path):
 
 
 def test_provenance_is_fit_for_json():
-    json.dumps(provenance({"a": 1}), allow_nan=False)
+    written = json.dumps(provenance({"a": 1}), allow_nan=False)
+    assert json.loads(written)["settings"] == {"a": 1}
 
 
 @pytest.mark.parametrize("occupant", [lambda p: p.mkdir(), lambda p: p.write_text("mine")])

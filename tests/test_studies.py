@@ -13,8 +13,9 @@ from torch import nn
 from isoresponse.classifier import Classifier
 from isoresponse.neuron import Box
 from isoresponse.records import read_store
+from isoresponse.studies.folder import finished_folder
 from isoresponse.studies.measure import Settings, failures, intervals, measure, summary
-from isoresponse.studies.report import finished_folder, write_report
+from isoresponse.studies.report import write_report
 from isoresponse.studies.subject import Subject
 
 pytest.importorskip("foolbox")
@@ -93,7 +94,9 @@ def test_stages_are_told_and_count_every_case(subject):
             return None
 
     measure(subject, Settings(cases=5, referee_steps=1, batch_size=2), stage=Bar)
-    assert len(told) == 5
+    assert len(told) == 6
+    everything = len(subject.labels)
+    assert told.pop("classify") == [everything, everything]
     assert set(map(tuple, told.values())) == {(5, 5)}
 
 

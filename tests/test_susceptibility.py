@@ -204,3 +204,22 @@ def test_too_little_to_compare_is_nan_without_a_warning(predicted, measured):
 def test_comparing_different_cases_is_refused(unchecked, a, b):
     with pytest.raises(ValueError, match=r"predicted and measured must both have shape \(case,\), got \(3"):
         unchecked(compare)(torch.zeros(a), torch.zeros(b))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_box_per_element_bounds_the_prediction_of_inputs_of_any_shape(generator, order):
+    """Bounds of the input's own shape say the same as one number for all elements."""
+    w = normal(6, generator=generator)
+
+    def response(x):
+        return torch.tanh(x.flatten(1) @ w)
+
+    x = 0.4 + 0.2 * torch.rand(9, 2, 3, generator=generator, dtype=torch.float64)
+    ones = torch.ones(2, 3, dtype=torch.float64)
+    level = Neuron(response, (2, 3)).value(x) + 0.1
+    one, each = (
+        predict_distance(Neuron(response, (2, 3), box), x, level, order=order)
+        for box in (Box(0, 1), Box(0 * ones, ones))
+    )
+    assert torch.isfinite(one.distance).all()
+    torch.testing.assert_close(each.distance, one.distance, rtol=0, atol=0, equal_nan=True)

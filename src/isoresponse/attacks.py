@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from isoresponse.classifier import Classifier
 from isoresponse.crossing import Problem, Solution
-from isoresponse.loop import Status, status_tensor
+from isoresponse.loop import Status, mark, status_tensor
 from isoresponse.neuron import Box, Neuron
 
 
@@ -60,7 +60,7 @@ class FoolboxAttack:
         return self._run(classifier.logits, x, labels.long(), classifier.box, classifier.decision(labels.long()))
 
     def _run(self, scores: Any, x: Tensor, labels: Tensor, box: Box, response: Neuron) -> Solution:
-        foolbox = _foolbox()
+        foolbox = foolbox_module()
         counted = _Counted(scores)
         counted.eval()
         model = foolbox.PyTorchModel(counted, bounds=_bounds(box, x), device=x.device)
@@ -71,8 +71,7 @@ class FoolboxAttack:
             changed = scores(point).argmax(1) != labels
             already = scores(x).argmax(1) != labels
         valid = changed & box.contains(point, atol=1e-5) & torch.isfinite(point).flatten(1).all(1)
-        status = status_tensor(Status.DONE, labels)
-        status = status.masked_fill(~valid, int(Status.UNREACHABLE)).masked_fill(already, int(Status.ALREADY))
+        status = mark(status_tensor(Status.DONE, labels), (~valid, Status.UNREACHABLE), (already, Status.ALREADY))
         distance = (point - x).flatten(1).norm(dim=1).masked_fill(already, 0.0)
         unknown = torch.full_like(distance, float("nan"))
         passes = torch.ones_like(labels)
@@ -102,7 +101,7 @@ def from_foolbox(attack: Any) -> FoolboxAttack:
     >>> import foolbox  # doctest: +SKIP
     >>> from_foolbox(foolbox.attacks.DDNAttack(steps=100)).on_decision(clf, x, labels)  # doctest: +SKIP
     """
-    foolbox = _foolbox()
+    foolbox = foolbox_module()
     if not isinstance(attack, foolbox.attacks.base.Attack):
         raise TypeError(
             f"expected a foolbox attack instance, got {type(attack).__name__}; e.g. foolbox.attacks.DDNAttack(steps=100)."
@@ -128,7 +127,7 @@ class _Counted(nn.Module):
         self.gradients += len(gradient)
 
 
-def _foolbox() -> Any:
+def foolbox_module() -> Any:
     """foolbox, imported only where it is used: an optional extra that takes a second to load."""
     try:
         import foolbox

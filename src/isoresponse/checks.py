@@ -49,7 +49,7 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: 
     ------
     ValueError
         Non-finite responses or gradients, a stochastic response, cases that depend on each other, a
-        gradient that was cut off or is not the derivative of the response.
+        gradient that was cut off. (A gradient that differs from finite differences is noted, not refused.)
 
     Examples
     --------
@@ -81,8 +81,8 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: 
     if constant:
         notes.append(
             f"{neuron.name} did not change when {len(x)} inputs were moved a little and its gradient is zero "
-            "there: no search that "
-            "follows gradients, and no prediction from them, can succeed. That says nothing of larger changes."
+            "there: no search that follows gradients, and no prediction from them, can succeed. That says nothing of "
+            "larger changes."
         )
     elif bool((steepness == 0).any()):
         dead = int((steepness == 0).sum())

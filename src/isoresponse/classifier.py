@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from isoresponse.crossing import Problem, Solution, cross_ray, flatten, nearest_in_plane, rounding
-from isoresponse.hooks import forward_of, probe
-from isoresponse.loop import Status, failed, join, put, status_tensor, take
-from isoresponse.neuron import Box, Neuron, require_inputs
+from isoresponse.hooks import as_shape, forward_of, probe
+from isoresponse.loop import Status, failed, join, mark, put, status_tensor, take
+from isoresponse.neuron import Box, Neuron, gradient_of, require_inputs
 from isoresponse.solve import require_settings, search
-from isoresponse.susceptibility import Prediction, predict_distance
+from isoresponse.susceptibility import Prediction, first_order_status, predict_distance
 
 CANDIDATES = 10  # rivals, by score, whose first-order distance is computed
 FOLLOWED = 4  # of those, by first-order distance, the ones that get a trial
@@ -55,8 +55,7 @@ class Classifier:
     name: str = "classifier"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, tuple):
-            raise TypeError(f"shape must be a tuple of sizes, e.g. (1, 28, 28) or (6,), got {self.shape!r}.")
+        as_shape(self.shape)
         self.box.require_fits(self.shape)
 
     def __repr__(self) -> str:
@@ -82,16 +81,15 @@ class Classifier:
         >>> clf.closest_adversary(torch.tensor([[3.0, 1.0]]), torch.tensor([0])).distance
         tensor([1.4142])
         """
-        if isinstance(shape, int):
-            raise TypeError(f"shape must be a tuple of sizes, e.g. ({shape},), got {shape}.")
+        shape = as_shape(shape)
         forward = forward_of(module, None)
-        output = probe(forward, module, tuple(shape), "the model")
+        output = probe(forward, module, shape, "the model")
         if output.ndim != 2 or output.shape[1] < 2:
             raise ValueError(
                 "a classifier must give scores of shape (case, classes) with at least 2 classes, got "
                 f"{tuple(output.shape)} for 2 inputs; for a single response use Neuron.of."
             )
-        return cls(forward, tuple(shape), output.shape[1], box or Box(), name or type(module).__name__)
+        return cls(forward, shape, output.shape[1], box or Box(), name or type(module).__name__)
 
     def predict(self, x: Float[Tensor, "case *shape"]) -> Int[Tensor, " case"]:
         """The class with the largest score (case,)."""
@@ -143,9 +141,8 @@ class Classifier:
         """The smallest Euclidean change found, inside the box, that makes the decision differ from `labels`.
 
         A local search from each likely rival, not a global one. One gradient per candidate rival ranks them,
-         four get a trial of two steps, two are searched to
-        the end: at most 9 + 8 + 2 * `max_steps` gradients per case with ten classes. A success is an
-        upper bound on the true distance; a failure certifies nothing.
+        four get a trial of two steps, two are searched to the end: at most 9 + 8 + 2 * `max_steps` gradients per
+        case with ten classes. A success is an upper bound on the true distance; a failure certifies nothing.
 
         Parameters
         ----------
@@ -196,7 +193,7 @@ class Classifier:
             gap = predict_distance(self.decision(labels), x, 0.0, order=0)
             below = self.predict(x) == labels
             distance = torch.where(below, gap.distance, torch.zeros_like(gap.distance))
-            status = torch.where(below, gap.status, int(Status.ALREADY))
+            status = mark(gap.status, (~below, Status.ALREADY))
             return replace(gap, distance=distance, status=status, forwards=gap.forwards + 1)
         ranked = self._rank(x, labels)
         cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1], UNLIKELY))
@@ -222,7 +219,7 @@ class Classifier:
             told,
             distance=told.distance.masked_fill(already, 0.0),
             displacement=told.displacement.masked_fill(shaped, 0.0),
-            status=told.status.masked_fill(already, int(Status.ALREADY)),
+            status=mark(told.status, (already, Status.ALREADY)),
             forwards=told.forwards + 1,
         )
 
@@ -241,20 +238,21 @@ class Classifier:
     def _search(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
         ranked = self._rank(x, labels)
         gradients = torch.full_like(labels, ranked.distance.shape[1])
-        forwards = torch.ones_like(labels)
+        forwards, flat_x = torch.ones_like(labels), x.flatten(1)
 
         def searched(chosen: Tensor, first: Tensor, steps: int) -> tuple[Solution, Tensor]:
             """Solutions of the chosen (case, place) pairs and their cases; adds up the costs."""
             cases, rivals = ranked.pairs(chosen)
             slack = ranked.slack[chosen]
-            flat = flatten(self.margin(labels[cases], rivals))
-            problem = Problem.signed(flat, x[cases].flatten(1), -slack, -torch.ones_like(slack))
+            start = flat_x[cases]
+            problem = Problem(
+                flatten(self.margin(labels[cases], rivals), start), start, -slack, -torch.ones_like(slack)
+            )
             found = search(problem, problem.clip(first), steps, 1e-4)
             gradients.index_add_(0, cases, found.gradients)
             forwards.index_add_(0, cases, found.forwards)
             return found, cases
 
-        flat_x = x.flatten(1)
         chosen = ranked.in_running(FOLLOWED, HOPELESS)
         tried = ranked.pairs(chosen)[0]
         trial, _ = searched(chosen, flat_x[tried] + ranked.feet[chosen], TRIAL_STEPS)
@@ -273,14 +271,13 @@ class Classifier:
         self, x: Tensor, labels: Tensor, slack: Tensor, best: Solution, gradients: Tensor, forwards: Tensor
     ) -> Solution:
         """`best` moved to where the *decision* changes along its ray: another class may come first."""
-        flat = flatten(self.decision(labels))
-        zero = torch.zeros_like(best.distance)
-        problem = Problem.signed(flat, x.flatten(1), -slack, zero - 1)
+        start = x.flatten(1)
+        problem = Problem(flatten(self.decision(labels), start), start, -slack, -torch.ones_like(slack))
         below = problem.excess(problem.start)
         aim = torch.where(failed(best.status)[:, None], problem.start, best.point)
         point, found, spent = cross_ray(problem, below, aim, rounding(below))
         distance = (point - problem.start).norm(dim=1)
-        status = torch.where(~found & ~failed(best.status), int(Status.UNREACHABLE), best.status)
+        status = mark(best.status, (~found & ~failed(best.status), Status.UNREACHABLE))
         value = problem.neuron.value(point)
         point = point.reshape(x.shape)
         return Solution(point, value, distance, best.optimality, status, gradients, forwards + spent + 2).blanked()
@@ -294,17 +291,14 @@ class Classifier:
             own = scores.gather(1, labels[:, None])
             rivals = scores.detach().scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
             gaps = own - scores.gather(1, rivals)
-            lower, upper = (b - x for b in self.box.bounds(x))
-            lower, upper = lower.flatten(1), upper.flatten(1)
+            lower, upper = ((bound - x).flatten(1) for bound in self.box.bounds(x))
             feet, status = [], []
             for k in range(count):
-                gradient = _gradient(gaps[:, k], point, keep=k + 1 < count).flatten(1)
-                foot, exists = nearest_in_plane(gaps[:, k].detach(), -gradient, lower, upper)
+                gradient = gradient_of(gaps[:, k], point, keep=k + 1 < count).detach().flatten(1)
+                gap = gaps[:, k].detach()
+                foot, exists = nearest_in_plane(gap, -gradient, lower, upper)
                 feet.append(foot)
-                now = status_tensor(Status.DONE, labels).masked_fill(~exists, int(Status.UNREACHABLE))
-                now = now.masked_fill((gradient == 0).all(1), int(Status.FLAT))
-                finite = torch.isfinite(gaps[:, k]) & torch.isfinite(gradient).all(1)
-                status.append(now.masked_fill(~finite, int(Status.NOT_FINITE)))
+                status.append(first_order_status(-gap, gradient, exists))
         corners = torch.stack(feet, 1)
         how = torch.stack(status, 1)
         distance = corners.norm(dim=2).masked_fill(failed(how), torch.inf)
@@ -334,13 +328,6 @@ class _Ranked:
     def pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Case index and rival of every chosen place, in order."""
         return torch.nonzero(chosen)[:, 0], self.rivals[chosen]
-
-
-def _gradient(gap: Tensor, x: Tensor, *, keep: bool) -> Tensor:
-    if not gap.requires_grad:
-        return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(gap.sum(), x, retain_graph=keep, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.detach()
 
 
 def _first_smallest(values: Tensor, cases: Tensor, count: int) -> Tensor:

@@ -35,14 +35,12 @@ SeedOption = Annotated[int, typer.Option(help="picks the cases and trains the bu
 
 @app.callback(invoke_without_command=True)
 def _options(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit()
-    context.obj = debug
 
 
 @app.command()
@@ -63,8 +61,9 @@ def report(
     with _stage("load libraries", None):
         import torch
 
+        from isoresponse.studies.folder import finished_folder
         from isoresponse.studies.measure import Settings, measure
-        from isoresponse.studies.report import finished_folder, write_report
+        from isoresponse.studies.report import write_report
         from isoresponse.studies.subject import load_subject
         from isoresponse.studies.tables import report_tables
 
@@ -77,8 +76,7 @@ def report(
         if threads or subject.images[0].numel() < 256:
             torch.set_num_threads(max(1, threads))
         study = measure(subject, settings, stage=_stage)
-        with _stage("draw and write", None):
-            numbers = write_report(study, folder)
+        numbers = write_report(study, folder, stage=_stage)
     report_tables(numbers, out)
 
 
@@ -95,8 +93,8 @@ def figures(
 ) -> None:
     """Compute and draw the essay's figures: triptych, topography, ascent, neurons, region (PNG and SVG)."""
     with _stage("load libraries", None):
+        from isoresponse.studies.folder import finished_folder
         from isoresponse.studies.gallery import write_gallery
-        from isoresponse.studies.report import finished_folder
         from isoresponse.studies.tables import figure_table
 
     with finished_folder(out) as folder:
@@ -147,14 +145,13 @@ def _sentence(error: BaseException) -> str:
 
 
 @contextmanager
-def _stage(title: str, cases: int | None) -> Iterator[OnCases]:
-    """A progress bar on stderr for one stage of the work."""
+def _stage(title: str, total: int | None, unit: str = "case") -> Iterator[OnCases]:
+    """A progress bar on stderr for one stage of the work; only its time where the total is unknown."""
     from tqdm.auto import tqdm
 
-    shape: dict[str, Any] = {"bar_format": "{desc}: {elapsed}"} if cases is None else {}
-    unit = "figure" if "figure" in title else "case"
+    shape: dict[str, Any] = {"bar_format": "{desc}: {elapsed}"} if total is None else {}
     with tqdm(
-        total=cases, desc=f"{title:<32}", unit=unit, leave=True, mininterval=0.3, file=sys.stderr, **shape
+        total=total, desc=f"{title:<32}", unit=unit, leave=True, mininterval=0.3, file=sys.stderr, **shape
     ) as bar:
         yield bar.update
 

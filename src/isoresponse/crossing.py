@@ -72,14 +72,16 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Flat view of "reach `level` from `start`": `excess` is positive exactly where a point is across."""
+    """Flat view of "reach `level` from `start`": `excess` is positive exactly where a point is across.
+
+    `neuron` and `start` (case, n) are flat, `level` and `sign` (case,): sign +1 to rise above the level, -1 to fall
+    below it.
+    """
 
     neuron: Neuron
     start: Tensor
     level: Tensor
     sign: Tensor
-    lower: Tensor
-    upper: Tensor
 
     @classmethod
     def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor) -> Problem:
@@ -91,21 +93,15 @@ class Problem:
             raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
         if not bool(torch.isfinite(levels).all()):
             raise ValueError("level must be finite, got NaN or infinity.")
-        flat = flatten(neuron)
-        levels = levels.expand(len(x))
-        here = flat.value(x.flatten(1))
+        start, levels = x.flatten(1), levels.expand(len(x))
+        flat = flatten(neuron, start)
+        here = flat.value(start)
         if here.dtype != x.dtype:
             raise ValueError(
                 f"{neuron.name} answers in {here.dtype} to inputs in {x.dtype}; keep the dtype of the input."
             )
         sign = torch.where(levels >= here, torch.ones_like(here), -torch.ones_like(here))
-        return cls.signed(flat, x.flatten(1), levels, sign)
-
-    @classmethod
-    def signed(cls, flat: Neuron, start: Tensor, level: Tensor, sign: Tensor) -> Problem:
-        """The same with the direction given: `sign` +1 to rise above the level, -1 to fall below it."""
-        lower, upper = flat.box.bounds(start)
-        return cls(flat, start, level, sign, lower.expand(start.shape[1:]), upper.expand(start.shape[1:]))
+        return cls(flat, start, levels, sign)
 
     def select(self, cases: Tensor) -> Problem:
         """The problem of some of the cases."""
@@ -128,22 +124,24 @@ class Problem:
 
     def clip(self, x: Tensor) -> Tensor:
         """The nearest point inside the box."""
-        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+        return self.neuron.box.clip(x)
+
+    def room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How far each element (case, n) can move down and up from `x`: bounds of a displacement."""
+        lower, upper = self.neuron.box.bounds(x)
+        return lower - x, upper - x
 
 
-def flatten(neuron: Neuron) -> Neuron:
-    """The same neuron on flat inputs (case, n)."""
+def flatten(neuron: Neuron, like: Tensor) -> Neuron:
+    """The same neuron on flat inputs (case, n), its bounds on the device and in the dtype of `like`."""
     shape = neuron.shape
     size = int(torch.Size(shape).numel())
-
-    def flat_bound(bound: float | Tensor) -> float | Tensor:
-        return bound.expand(shape).reshape(size) if isinstance(bound, Tensor) and bound.ndim else bound
 
     def response(x: Tensor, *given: Tensor) -> Tensor:
         return neuron.response(x.reshape(len(x), *shape), *given)
 
-    box = Box(flat_bound(neuron.box.lower), flat_bound(neuron.box.upper))
-    return replace(neuron, response=response, shape=(size,), box=box)
+    lower, upper = (bound.expand(shape).reshape(size) for bound in neuron.box.bounds(like))
+    return replace(neuron, response=response, shape=(size,), box=Box(lower, upper))
 
 
 def nearest_in_plane(
@@ -216,8 +214,9 @@ def cross_ray(
     low, high = torch.zeros_like(below), torch.ones_like(below)
     f_low, f_high = below, problem.excess(problem.clip(candidate))
     spent = torch.ones_like(below, dtype=torch.int64)
-    side, turns, old = torch.zeros_like(below), torch.zeros_like(below), torch.full_like(below, torch.inf)
-    reach = (problem.upper - problem.start).abs().maximum((problem.lower - problem.start).abs()) / direction.abs()
+    side, turns, last_bracket = torch.zeros_like(below), torch.zeros_like(below), torch.full_like(below, torch.inf)
+    down, up = problem.room(problem.start)
+    reach = torch.maximum(down.abs(), up.abs()) / direction.abs()
     farthest = torch.nan_to_num(reach.masked_fill(direction == 0, 0.0), posinf=1e30).amax(1).clamp(1.0, 1e6)
     for count in range(EVALUATIONS):
         expanding = ~(f_high > 0)
@@ -227,24 +226,28 @@ def cross_ray(
         cases = torch.nonzero(active).flatten()
         if len(cases) == 0:
             break
+        # --- beyond a candidate that is not across: where the secant points, and a little farther
         secant = high - f_high * (high - low) / torch.where(f_high == f_low, torch.ones_like(f_high), f_high - f_low)
         beyond = torch.where(f_high > f_low, high + 1.1 * (secant - high), 4 * high)
         beyond = torch.minimum(torch.maximum(beyond, 1.02 * high), torch.minimum(4 * high, farthest))
+        # --- inside a bracket: the secant, kept off both ends so that each step shortens it
         within = torch.minimum(
             torch.maximum(secant, low + 0.02 * (high - low)), high - 0.25 * torch.minimum(width * high, high - low)
         )
-        gap = high - low
-        due = ~expanding & (turns % 3 == 2)
-        slow = (due & (gap > 0.5 * old)) | ~torch.isfinite(f_high)
-        old, turns = torch.where(due, gap, old), turns + (~expanding).to(turns.dtype)
-        wide = torch.maximum(low, 1e-3 * high)
-        middle = torch.where(torch.isfinite(f_high) & (high < 4 * low), 0.5 * (low + high), torch.sqrt(wide * high))
+        # --- bisect where three steps have not halved it (responses that grow by orders of magnitude defeat secants),
+        # geometrically while the ends differ in scale
+        bracket, checked = high - low, ~expanding & (turns % 3 == 2)
+        slow = (checked & (bracket > 0.5 * last_bracket)) | ~torch.isfinite(f_high)
+        last_bracket = torch.where(checked, bracket, last_bracket)
+        turns = turns + (~expanding).to(turns.dtype)
+        geometric = torch.sqrt(torch.maximum(low, 1e-3 * high) * high)
+        middle = torch.where(torch.isfinite(f_high) & (high < 4 * low), 0.5 * (low + high), geometric)
         t = torch.where(expanding, beyond, torch.where(slow, middle, within))
         f = f_high.index_copy(0, cases, at(t, cases))
         spent = spent.index_add(0, cases, torch.ones_like(cases))
         across = f > 0
         shrinking = active & ~expanding
-        # Illinois: an end that stays twice in a row counts half, so both ends move
+        # --- Illinois (Dowell and Jarratt 1971): an end that stays twice in a row counts half, so both ends move
         f_low = torch.where(shrinking & across & (side > 0), 0.5 * f_low, f_low)
         f_high = torch.where(shrinking & ~across & (side < 0), 0.5 * f_high, f_high)
         side = torch.where(shrinking, torch.where(across, torch.ones_like(side), -torch.ones_like(side)), side)

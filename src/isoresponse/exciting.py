@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from isoresponse._fields import axes
 from isoresponse.crossing import Problem, flatten
-from isoresponse.loop import Status, failed, iterate, status_tensor
+from isoresponse.loop import Status, failed, iterate, mark, status_tensor
 from isoresponse.neuron import Neuron
 
 BISECTIONS = 60
@@ -51,7 +51,6 @@ def most_exciting_input(
     starts: int = 8,
     max_steps: int = 200,
     rtol: float = 1e-4,
-    like: Tensor | None = None,
 ) -> MostExciting:
     """The input with the largest response inside the box and, if given, a ball round `center`.
 
@@ -63,14 +62,15 @@ def most_exciting_input(
         Radius of the ball in input units. Without it the box must be finite, else the response of most
         neurons has no maximum.
     center
-        Middle of the ball and of the starts; the zero input, or the nearest point of the box to it.
+        Middle of the ball and of the starts, whose dtype and device are used; the zero input (float32, on the
+        CPU) if left out. The nearest point of the box is taken instead where it lies outside.
     starts
         Number of starts; the best end point is the answer, `agreement` compares the others with it.
-    max_steps, rtol
+    max_steps
+        Gradients per start at most.
+    rtol
         A start has converged when the constraints undo a step along the gradient (of the length of the first
         offset from `center`) but for the part `rtol`.
-    like
-        Tensor whose dtype and device to use; default float32 on the CPU.
 
     Raises
     ------
@@ -87,9 +87,7 @@ def most_exciting_input(
     """
     if center is not None and (tuple(center.shape) != neuron.shape or not bool(torch.isfinite(center).all())):
         raise ValueError(f"center must be one finite input of shape {neuron.shape}, got shape {tuple(center.shape)}.")
-    like = torch.zeros(()) if like is None else like
-    middle = torch.zeros((1, *neuron.shape), dtype=like.dtype, device=like.device) if center is None else center[None]
-    middle = neuron.box.clip(middle)
+    middle = neuron.box.clip(torch.zeros((1, *neuron.shape)) if center is None else center[None])
     lower, upper = neuron.box.bounds(middle)
     bounded = bool(torch.isfinite(lower).all() and torch.isfinite(upper).all())
     if (norm is None or norm == float("inf")) and not bounded:
@@ -100,16 +98,17 @@ def most_exciting_input(
         raise ValueError(f"starts must be at least 1, got {starts}.")
     if neuron.given:
         raise ValueError("most_exciting_input takes one neuron, got one that differs between cases; select a case.")
-    flat = flatten(neuron)
     origin = middle.flatten(1)
+    flat = flatten(neuron, origin)
     radius = float("inf") if norm is None else norm
-    draws = torch.randn((starts, origin.shape[1]), generator=generator, dtype=like.dtype, device=generator.device)
-    draws = draws.to(like.device)
+    draws = torch.randn((starts, origin.shape[1]), generator=generator, dtype=origin.dtype, device=generator.device)
+    draws = draws.to(origin.device)
     span = min(radius, float((upper - lower).mean()) if bounded else radius) * (
         1.0 if norm else draws.shape[1] ** 0.5 / 4
     )
     first = _project(origin + 0.5 * span * draws / draws.norm(dim=1, keepdim=True), origin, radius, flat)
-    problem = Problem.signed(flat, origin.expand(starts, -1), torch.zeros(starts).to(like), torch.ones(starts).to(like))
+    zero = origin.new_zeros(starts)
+    problem = Problem(flat, origin.expand(starts, -1), zero, zero + 1)
     state, status = _ascend(problem, first, radius, max_steps, rtol)
     values = state.best_value.masked_fill(failed(status), float("nan"))
     order = torch.nan_to_num(values, nan=-torch.inf).argsort(descending=True)
@@ -171,10 +170,13 @@ def _ascend(problem: Problem, first: Tensor, radius: float, max_steps: int, rtol
         free = (_project(best + uphill, origin, radius, problem.neuron) - best).norm(dim=1) / unit[cases]
         free = free * best_gradient.norm(dim=1) / steepest.clamp_min(torch.finfo(free.dtype).tiny)
         still = (target - best).norm(dim=1) <= 1e-7 * (best.norm(dim=1) + 1)
-        status = status_tensor(Status.RUNNING, value)
-        status = status.masked_fill(still, int(Status.STALLED)).masked_fill(free <= rtol, int(Status.DONE))
-        status = status.masked_fill((steepness == 0) & ~torch.isfinite(s.step), int(Status.FLAT))
-        status = status.masked_fill(~(torch.isfinite(value) & torch.isfinite(steepness)), int(Status.NOT_FINITE))
+        status = mark(
+            status_tensor(Status.RUNNING, value),
+            (still, Status.STALLED),
+            (free <= rtol, Status.DONE),
+            ((steepness == 0) & ~torch.isfinite(s.step), Status.FLAT),
+            (~(torch.isfinite(value) & torch.isfinite(steepness)), Status.NOT_FINITE),
+        )
         return _Ascent(target, best, best_value, best_gradient, steepest, length, free, s.gradients + 1), status
 
     return iterate(step, state, max_steps)

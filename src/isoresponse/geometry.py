@@ -7,7 +7,7 @@ it bends inward (endo-origin, tolerant). Curvature does not change under any inc
 response: it belongs to the contour, not to the numbers written on it.
 
 Networks of ReLUs, and sparse coding, are piecewise affine: their exact Hessian is zero almost everywhere
-and says nothing about bending. `secant_jet` and `krylov_jet` measure the 2-jet at a stated scale instead.
+and says nothing about bending. `secant_jet` and `krylov_secants` measure it at a stated scale instead.
 """
 
 from __future__ import annotations
@@ -147,25 +147,17 @@ def secant_jet(
     return Jet(x, value, gradient, measured.operator(), scales, measured.asymmetry, "secant")
 
 
-@dataclass(frozen=True, eq=False)
-class KrylovJet:
-    """A 2-jet at the scale of a displacement, with its Hessian as `SecantOperator`, and its cost."""
-
-    value: Tensor
-    gradient: Tensor
-    hessian: SecantOperator
-    gradients: int
-
-
-def krylov_jet(
+def krylov_secants(
     neuron: Neuron,
     x: Float[Tensor, "case n"],
     value: Float[Tensor, " case"],
     gradient: Float[Tensor, "case n"],
     displacement: Float[Tensor, "case n"],
     steps: int,
-) -> KrylovJet:
-    """The 2-jet at the scale of `displacement`, in the `steps`-dimensional Krylov space it spans.
+) -> SecantOperator:
+    """The Hessian at the scale of `displacement`, in the `steps`-dimensional Krylov space it spans.
+
+    `value` and `gradient` are those of the flat `neuron` at `x`.
 
     The first secant runs along the displacement itself, each next one along what the last change of the
     gradient added, all of the same length, clipped to the box and restricted to the elements that the
@@ -193,7 +185,7 @@ def krylov_jet(
         for _ in range(2):
             rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
         step = _divide(rest, rest.norm(dim=1, keepdim=True)) * length
-    return KrylovJet(value, gradient, hessian, steps)
+    return hessian
 
 
 def local_geometry(jet: Jet) -> LocalGeometry:
@@ -272,5 +264,5 @@ def principal_curvatures(jet: Jet, rank: int, *, generator: Generator, steps: in
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """A / b, zero where b is."""
+    """The quotient a / b, zero where b is."""
     return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

@@ -7,6 +7,7 @@ tracing, so models with control flow work; no torchvision.
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[in
     The last entry, named ``""``, is the model's own output. Any index into a shape is a unit that
     `Neuron.of(module, layer=name, unit=index, shape=shape)` takes.
     """
-    forward = forward_of(module, None)
+    shape, forward = as_shape(shape), forward_of(module, None)
     found: dict[str, tuple[int, ...]] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -36,7 +37,7 @@ def units(module: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, tuple[in
 
     handles = [m.register_forward_hook(recorder(n)) for n, m in module.named_modules() if n]
     try:
-        output = probe(forward, module, tuple(shape), "the model")
+        output = probe(forward, module, shape, "the model")
     finally:
         for handle in handles:
             handle.remove()
@@ -108,11 +109,11 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
 
 
 def require_one_run(module: nn.Module, layer: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `layer` runs exactly once in a forward pass: its output would be ambiguous."""
+    """Raise ValueError unless `layer` runs at most once in a forward pass: its output would be ambiguous."""
     runs: list[None] = []
     handle = module.get_submodule(layer).register_forward_hook(lambda *_: runs.append(None))
     try:
-        probe(forward_of(module, None), module, shape, "the model", any_output=True)
+        _try(forward_of(module, None), module, shape)
     finally:
         handle.remove()
     if len(runs) > 1:
@@ -122,25 +123,12 @@ def require_one_run(module: nn.Module, layer: str, shape: tuple[int, ...]) -> No
         )
 
 
-def probe(
-    forward: Callable[[Tensor], Any], module: nn.Module, shape: tuple[int, ...], where: str, *, any_output: bool = False
-) -> Tensor:
-    """The output of `forward` for two zero inputs of `shape`; errors say what the model expected."""
-    like = _parameter(module)
-    like = torch.zeros(()) if like is None else like
-    x = torch.zeros((2, *shape), dtype=like.dtype, device=like.device)
-    try:
-        with torch.no_grad():
-            output = forward(x)
-    except LayerError:
-        raise
-    except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}"
-        ) from error
-    if any_output:
-        return x
+def probe(forward: Callable[[Tensor], Any], module: nn.Module, shape: tuple[int, ...], where: str) -> Tensor:
+    """The output of `forward` for two zero inputs of `shape`, if it is one tensor with the case axis first.
+
+    Raises ValueError, in terms of `where`, if it is not, or if the model does not run on such inputs.
+    """
+    output = _try(forward, module, shape)
     if not isinstance(output, Tensor):
         raise ValueError(
             f"{where} must answer with one tensor, got {type(output).__name__}; wrap the model in a module "
@@ -153,42 +141,63 @@ def probe(
     return output
 
 
+def _try(forward: Callable[[Tensor], Any], module: nn.Module, shape: tuple[int, ...]) -> Any:
+    like = _parameter(module)
+    like = torch.zeros(()) if like is None else like
+    x = torch.zeros((2, *shape), dtype=like.dtype, device=like.device)
+    try:
+        with torch.no_grad():
+            return forward(x)
+    except LayerError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the model does not run on inputs of shape (case, {', '.join(map(str, shape))}): {reason}"
+        ) from error
+
+
 def unit_picker(unit: Unit, sizes: tuple[int, ...], where: str) -> Callable[[Tensor], Tensor]:
     """A function from the output (case, *sizes) to the unit's response (case,)."""
     if callable(unit):
         return unit
-    count = 1
-    for size in sizes:
-        count *= size
     if unit is None:
-        if count == 1:
+        if math.prod(sizes) == 1:
             return lambda output: output.flatten(1)[:, 0] if output.ndim > 1 else output
         raise ValueError(
-            f"{where} has {count} units of shape {sizes}; say which with unit=, e.g. unit={_example(sizes)}."
+            f"{where} has {math.prod(sizes)} units of shape {sizes}; say which with unit=, e.g. "
+            f"unit={example_unit(sizes)}."
         )
     index = tuple(unit) if isinstance(unit, tuple | list) else (unit,)
     index = tuple(operator.index(i) if isinstance(i, SupportsIndex) else i for i in index)
-    ranges = ", ".join(f"0..{s - 1}" for s in sizes) or "none"
-    fits = len(index) == len(sizes) and all(
-        isinstance(i, int) and -s <= i < s for i, s in zip(index, sizes, strict=True)
-    )
-    if not fits:
-        near = tuple(min(max(i, 0), s - 1) for i, s in zip(index, sizes, strict=False) if isinstance(i, int))
-        hint = near if len(near) == len(sizes) else _example(sizes)
-        hint_text = (
-            hint if isinstance(hint, tuple) and len(hint) != 1 else (hint[0] if isinstance(hint, tuple) else hint)
-        )
+    whole = all(isinstance(i, int) for i in index)
+    if not (whole and len(index) == len(sizes) and all(-s <= i < s for i, s in zip(index, sizes, strict=True))):
+        near = tuple(s // 2 for s in sizes)
+        if whole and len(index) >= len(sizes):
+            near = tuple(min(max(i, 0), s - 1) for i, s in zip(index, sizes, strict=False))
         raise ValueError(
             f"no unit {unit!r} in {where}: its output for one case has shape {sizes}, so an index has "
-            f"{len(sizes)} part(s) in the ranges {ranges}. Did you mean unit={hint_text}?"
+            f"{len(sizes)} part(s) in the ranges {', '.join(f'0..{s - 1}' for s in sizes) or 'none'}. "
+            f"Did you mean unit={_bare(near)}?"
         )
     at: tuple[Any, ...] = (slice(None), *index)
     return lambda output: output[at]
 
 
-def _example(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
-    middle = tuple(s // 2 for s in sizes)
-    return middle[0] if len(middle) == 1 else middle
+def example_unit(sizes: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The middle unit of an output of shape `sizes`, as `Neuron.of` takes it."""
+    return _bare(tuple(s // 2 for s in sizes))
+
+
+def _bare(index: tuple[int, ...]) -> int | tuple[int, ...]:
+    return index[0] if len(index) == 1 else index
+
+
+def as_shape(shape: object) -> tuple[int, ...]:
+    """`shape` as a tuple of sizes; TypeError for anything that is no sequence of positive integers."""
+    if not isinstance(shape, tuple | list) or not all(isinstance(s, int) and s > 0 for s in shape):
+        raise TypeError(f"shape must be a tuple of sizes of one input, e.g. (1, 28, 28) or (6,), got {shape!r}.")
+    return tuple(shape)
 
 
 def unit_label(unit: Unit) -> str:

@@ -61,6 +61,13 @@ def status_tensor(status: Status, like: Tensor) -> Int[Tensor, " case"]:
     return torch.full((len(like),), int(status), dtype=torch.int64, device=like.device)
 
 
+def mark(status: Int[Tensor, " case"], *rules: tuple[Tensor, Status]) -> Int[Tensor, " case"]:
+    """`status` with each rule's status where its mask (case,) holds; where several hold, the last one."""
+    for where, what in rules:
+        status = status.masked_fill(where, int(what))
+    return status
+
+
 def failed(status: Int[Tensor, "*case"]) -> Tensor:
     """Boolean mask, of the same shape, of the cases that ended without an answer."""
     return status >= int(Status.FLAT)
@@ -120,7 +127,7 @@ def iterate(
             state = put(state, running, active)
             active, running = take(active, ~ended), running[~ended]
     state = put(state, running, active)
-    return state, status.masked_fill(status == int(Status.RUNNING), int(Status.MAX_STEPS))
+    return state, mark(status, (status == int(Status.RUNNING), Status.MAX_STEPS))
 
 
 def _tensors(state: Any) -> Any:

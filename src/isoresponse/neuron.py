@@ -14,7 +14,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from isoresponse.hooks import Unit, forward_of, probe, require_one_number, require_one_run, unit_label, unit_picker
+from isoresponse.hooks import (
+    Unit,
+    as_shape,
+    forward_of,
+    probe,
+    require_one_number,
+    require_one_run,
+    unit_label,
+    unit_picker,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,22 +167,20 @@ class Neuron:
             Unknown layer (nearest names are given), a layer that does not run or runs more than once,
             a unit outside the output (the valid range is given), an output that is not a tensor.
         """
-        if isinstance(shape, int):
-            raise TypeError(f"shape must be a tuple of sizes, e.g. ({shape},), got {shape}.")
+        shape = as_shape(shape)
         forward = forward_of(module, layer)
         where = f"layer {layer!r}" if layer else "the model"
         if layer:
-            require_one_run(module, layer, tuple(shape))
-        output = probe(forward, module, tuple(shape), where)
+            require_one_run(module, layer, shape)
+        output = probe(forward, module, shape, where)
         pick = unit_picker(unit, tuple(output.shape[1:]), where)
         if callable(unit):
             require_one_number(unit(output), len(output), f"the callable unit on {where}")
         label = name or f"{layer or 'output'}{unit_label(unit)}"
-        return cls(lambda x: pick(forward(x)), tuple(shape), box or Box(), label)
+        return cls(lambda x: pick(forward(x)), shape, box or Box(), label)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, tuple):
-            raise TypeError(f"shape must be a tuple of sizes, e.g. (1, 28, 28) or (6,), got {self.shape!r}.")
+        as_shape(self.shape)
         self.box.require_fits(self.shape)
 
     def __repr__(self) -> str:
@@ -205,7 +212,7 @@ class Neuron:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             value = self(x)
-            gradient = _grad(value, x, create_graph=False)
+            gradient = gradient_of(value, x)
         return value.detach(), gradient.detach()
 
     def hvp(self, x: Float[Tensor, "case *shape"], v: Float[Tensor, "case *shape"]) -> Float[Tensor, "case *shape"]:
@@ -223,7 +230,7 @@ class Neuron:
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
             value = self(point)
-            gradient = _grad(value, point, create_graph=True)
+            gradient = gradient_of(value, point, create_graph=True)
 
         def product(v: Tensor) -> Tensor:
             if not gradient.requires_grad:
@@ -269,10 +276,16 @@ def require_inputs(x: Tensor, shape: tuple[int, ...], box: Box, what: str = "x")
         )
 
 
-def _grad(value: Tensor, x: Tensor, *, create_graph: bool) -> Tensor:
+def gradient_of(value: Tensor, x: Tensor, *, create_graph: bool = False, keep: bool = False) -> Tensor:
+    """Gradients (case, *shape) of the responses `value` (case,) at `x`, zero where they do not depend on it.
+
+    `keep` keeps the graph for another response of the same forward pass.
+    """
     if not value.requires_grad:
         return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=create_graph, allow_unused=True)
+    (gradient,) = torch.autograd.grad(
+        value.sum(), x, create_graph=create_graph, retain_graph=keep or create_graph, allow_unused=True
+    )
     return torch.zeros_like(x) if gradient is None else gradient
 
 

@@ -138,7 +138,7 @@ class SecantOperator:
 
     def operator(self) -> SymmetricOperator:
         """The same thing as a `SymmetricOperator`."""
-        return SymmetricOperator(lambda v: self @ v, self.basis[:, 0] if self.basis.shape[1] else self.basis.sum(1))
+        return SymmetricOperator(lambda v: self @ v, like=self.basis.sum(1))
 
 
 def secant_product(basis: Tensor, images: Tensor, v: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.crossing import Problem
-from isoresponse.loop import Status, iterate, status_tensor
+from isoresponse.loop import Status, iterate, mark, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.solve import newton
 
@@ -206,32 +206,38 @@ def _gradient_step(
     x = torch.where(ok[:, None], corrected.point, s.x)
     arrived = ok & lands
     done = torch.where(ok, torch.where(lands, s.knot / (knots - 1), s.done + size), s.done)
-    slot = torch.nn.functional.one_hot(s.knot.clamp(max=knots - 1), knots).bool() & arrived[:, None]
-    points = torch.where(slot[:, :, None], x[:, None], s.points)
+    points = _fill(s.points, s.knot, x, arrived)
     factor = torch.nan_to_num(0.9 / error.clamp_min(1e-12), nan=0.2).clamp(0.2, 3.0)
     factor = torch.where(ok, factor, factor.clamp(max=0.5))
     stepped = torch.maximum(size * factor, torch.full_like(size, SMALLEST))
     stepped = torch.where(lands & ok, torch.maximum(s.size, stepped), stepped)
     knot = s.knot + arrived.long()
-    status = status_tensor(Status.RUNNING, total)
     ended = ~ok & (size <= SMALLEST)
     walled = ~free_there | (corrected.status == int(Status.BLOCKED))
-    status = status.masked_fill(ended, int(Status.FLAT)).masked_fill(ended & walled, int(Status.BLOCKED))
-    status = status.masked_fill(~free, int(Status.BLOCKED))
-    status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
-    status = status.masked_fill(~torch.isfinite(gradient).all(1), int(Status.NOT_FINITE))
-    status = status.masked_fill(knot == knots, int(Status.DONE))
+    status = mark(
+        status_tensor(Status.RUNNING, total),
+        (ended, Status.FLAT),
+        ((ended & walled) | ~free, Status.BLOCKED),
+        ((gradient == 0).all(1), Status.FLAT),
+        (~torch.isfinite(gradient).all(1), Status.NOT_FINITE),
+        (knot == knots, Status.DONE),
+    )
     travelled = s.travelled + torch.where(ok, length, torch.zeros_like(length))
     new = _Walk(x, done, stepped, knot, points, travelled, s.gradients + 2 + corrected.gradients)
     return new, status
+
+
+def _fill(points: Tensor, knot: Tensor, x: Tensor, where: Tensor) -> Tensor:
+    """`points` (case, knot, n) with `x` (case, n) at each case's `knot`, in the cases `where`."""
+    slots = torch.arange(points.shape[1], device=points.device)
+    return torch.where(((slots == knot[:, None]) & where[:, None])[:, :, None], x[:, None], points)
 
 
 def _climb(problem: Problem, x: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input change per response, g/|g|^2 on the elements that can move; the gradient; whether any can."""
     _, gradient = problem.neuron.value_and_grad(x)
     ahead = torch.where(total[:, None] < 0, -gradient, gradient)
-    held = ((x <= problem.lower) & (ahead < 0)) | ((x >= problem.upper) & (ahead > 0))
-    moving = gradient.masked_fill(held, 0.0)
+    moving = gradient.masked_fill(~problem.neuron.box.free(x, ahead), 0.0)
     square = (moving * moving).sum(1, keepdim=True)
     slope = torch.where(
         square > 0, moving / torch.where(square > 0, square, torch.ones_like(square)), torch.zeros_like(moving)
@@ -249,15 +255,15 @@ def _contour_step(problem: Problem, s: _Along, step: float, rtol: float, knots: 
     back = replace(problem, start=guess)
     corrected = newton(back, rtol, 12, atol=rtol * step * steepness[:, 0])
     knot = s.knot + 1
-    status = status_tensor(Status.RUNNING, steepness[:, 0])
-    status = torch.where(corrected.success, status, corrected.status)
-    status = status.masked_fill((length == 0).flatten(), int(Status.BLOCKED))
-    status = status.masked_fill((steepness == 0).flatten(), int(Status.FLAT))
+    status = mark(
+        torch.where(corrected.success, int(Status.RUNNING), corrected.status),
+        ((length == 0).flatten(), Status.BLOCKED),
+        ((steepness == 0).flatten(), Status.FLAT),
+    )
     ok = status == int(Status.RUNNING)
     x = torch.where(ok[:, None], corrected.point, s.x)
-    slot = torch.nn.functional.one_hot(s.knot.clamp(max=knots - 1), knots).bool() & ok[:, None]
-    points = torch.where(slot[:, :, None], x[:, None], s.points)
-    status = status.masked_fill(ok & (knot == knots), int(Status.DONE))
+    points = _fill(s.points, s.knot, x, ok)
+    status = mark(status, (ok & (knot == knots), Status.DONE))
     return _Along(
         x, torch.where(ok[:, None], unit, s.direction), knot, points, s.gradients + 1 + corrected.gradients
     ), status
@@ -279,7 +285,7 @@ def _tangent(problem: Problem, x: Tensor, direction: Tensor, gradient: Tensor) -
         tangent = free - along * normal
         tiny = 100 * torch.finfo(x.dtype).eps * direction.norm(dim=1, keepdim=True)
         tangent = torch.where(tangent.norm(dim=1, keepdim=True) > tiny, tangent, torch.zeros_like(tangent))
-        held = held | ((x <= problem.lower) & (tangent < 0)) | ((x >= problem.upper) & (tangent > 0))
+        held = held | ~problem.neuron.box.free(x, tangent)
     return tangent
 
 
@@ -293,9 +299,10 @@ def _as_path(problem: Problem, state: _Walk | _Along, status: Tensor, targets: T
         value, gradient = problem.neuron.value_and_grad(here)
         before, after = points[:, max(k - 1, 0)], points[:, min(k + 1, knots - 1)]
         after = torch.where(torch.isfinite(after), after, points[:, k])
-        free = (here > problem.lower) & (here < problem.upper)  # elements held at a bound take no part
-        for other in (before, after):
-            free = free & (other > problem.lower) & (other < problem.upper)
+        free = torch.ones_like(here, dtype=torch.bool)  # elements held at a bound take no part
+        for point in (before, here, after):
+            down, up = problem.room(point)
+            free = free & (down < 0) & (up > 0)
         chord, normal = (after - before) * free, gradient * free
         cosine = (normal * chord).sum(1) / (normal.norm(dim=1) * chord.norm(dim=1))
         angles.append(torch.arccos(cosine.abs().clamp(max=1.0)).masked_fill(~passed[:, k], float("nan")))

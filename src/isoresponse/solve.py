@@ -26,13 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isoresponse.crossing import Problem, Solution, cross_ray, nearest_in_plane, rounding
-from isoresponse.loop import Status, failed, iterate, status_tensor
+from isoresponse.loop import Status, failed, iterate, mark, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.operators import inverse_secant_product
 
-MEMORY = (
-    6  # secant pairs kept by closest_point; curved quadrics need them, networks hardly (benchmarks/digits.py --ablate)
-)
+# Secant pairs kept by closest_point: curved quadrics need them, networks hardly (benchmarks/digits.py --ablate).
+MEMORY = 6
 SHRINK = 0.5  # factor on the step after one that did not improve the distance
 STALL = 1e-3  # relative step below which a case that keeps failing to improve has converged
 OVERSHOOT = 1e-4  # of the first gap in response, aimed at beyond the level until a point across is known
@@ -91,7 +90,7 @@ def closest_point(
     -------
     Solution
         Status DONE (converged), STALLED (no step improves it: a kink or rounding), MAX_STEPS (best so
-        far), ALREADY (never returned unless the response is past the level at `x`), or failed.
+        far), ALREADY (the response at `x` is at the level: distance 0), or one of the failures, with NaN.
 
     Raises
     ------
@@ -139,12 +138,15 @@ def search(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
     state, status = iterate(lambda s, i: _closest_step(problem.select(i), s, rtol), state, max_steps)
     found = torch.isfinite(state.best_distance)
     already = below >= 0
-    status = torch.where(found & failed(status), int(Status.STALLED), status)
-    status = torch.where(~found & (status == int(Status.MAX_STEPS)), int(Status.UNREACHABLE), status)
+    status = mark(
+        status,
+        (found & failed(status), Status.STALLED),
+        (~found & (status == int(Status.MAX_STEPS)), Status.UNREACHABLE),
+        (already, Status.ALREADY),
+    )
     point = torch.where(already[:, None], problem.start, state.best)
     distance = torch.where(already, nothing, state.best_distance)
     optimality = torch.where(already, nothing, state.optimality)
-    status = torch.where(already, int(Status.ALREADY), status)
     value = problem.neuron.value(torch.where((found | already)[:, None], point, problem.start))
     solution = Solution(point, value, distance, optimality, status, state.gradients, state.forwards + 1)
     return solution.blanked()
@@ -165,7 +167,7 @@ def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, T
     # until then a little beyond the contour, which Newton may otherwise approach for ever from this side
     beyond = torch.where(s.across, torch.zeros_like(excess), OVERSHOOT * s.below.abs())
     gap = beyond - excess + (gradient * (s.x - origin)).sum(1)
-    d, reachable = nearest_in_plane(gap, gradient, problem.lower - origin, problem.upper - origin)
+    d, reachable = nearest_in_plane(gap, gradient, *problem.room(origin))
     residual = origin + d - s.x
     distance = (s.x - problem.start).norm(dim=1)
     optimality = torch.where(s.across, residual.norm(dim=1) / distance, torch.full_like(distance, float("inf")))
@@ -208,27 +210,20 @@ def _closest_step(problem: Problem, s: _Search, rtol: float) -> tuple[_Search, T
         gradients=s.gradients + 1,
         forwards=s.forwards + 1 + spent,
     )
-    status = _closest_status(s, new, excess, gradient, d, reachable, at_best & (optimality <= rtol))
-    return new, status
-
-
-def _closest_status(
-    s: _Search, new: _Search, excess: Tensor, gradient: Tensor, d: Tensor, reachable: Tensor, converged: Tensor
-) -> Tensor:
-    status = status_tensor(Status.RUNNING, excess)
+    # --- what ends a case; where several hold, the last one is said
     stuck = ~new.across & (d == 0).all(1)
-
-    def mark(where: Tensor, what: Status) -> None:
-        status.masked_fill_(where, int(what))
-
-    mark(new.across & (new.relax < STALL), Status.STALLED)
-    mark(stuck & reachable, Status.UNREACHABLE)
-    mark(stuck & ~reachable, Status.BLOCKED)
-    mark((gradient == 0).all(1), Status.FLAT)
-    mark(converged, Status.DONE)
-    mark(~(torch.isfinite(excess) & torch.isfinite(gradient).all(1)), Status.NOT_FINITE)
-    mark(s.below >= 0, Status.ALREADY)
-    return status
+    finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
+    status = mark(
+        status_tensor(Status.RUNNING, excess),
+        (new.across & (new.relax < STALL), Status.STALLED),
+        (stuck & reachable, Status.UNREACHABLE),
+        (stuck & ~reachable, Status.BLOCKED),
+        ((gradient == 0).all(1), Status.FLAT),
+        (at_best & (optimality <= rtol), Status.DONE),
+        (~finite, Status.NOT_FINITE),
+        (s.below >= 0, Status.ALREADY),
+    )
+    return new, status
 
 
 def _remember(memory: Tensor, new: Tensor, where: Tensor) -> Tensor:
@@ -293,7 +288,7 @@ def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = 
         best = torch.where(better[:, None], s.x, s.best)
         best_excess = torch.where(better, excess, s.best_excess)
         ahead = torch.where(excess > 0, -torch.ones_like(excess), torch.ones_like(excess))
-        d, _ = nearest_in_plane(excess.abs(), ahead[:, None] * gradient, part.lower - s.x, part.upper - s.x)
+        d, _ = nearest_in_plane(excess.abs(), ahead[:, None] * gradient, *part.room(s.x))
         damping = torch.where(better, (2 * s.damping).clamp(max=1.0), 0.25 * s.damping)
         d = torch.where(better[:, None], damping[:, None] * d, torch.zeros_like(d))
         aim = part.clip(s.x + d)
@@ -309,15 +304,17 @@ def newton(problem: Problem, rtol: float, max_steps: int, atol: Tensor | None = 
             toward = torch.where(past[:, None], aim, s.x)
             point, found, more = cross_ray(onward, -excess.abs(), toward, rounding(excess), expansions=0)
             x, spent = torch.where((past & found)[:, None], point, x), spent + more
-        status = status_tensor(Status.RUNNING, excess)
-        status.masked_fill_(better & (d == 0).all(1), int(Status.BLOCKED))
-        status.masked_fill_(finite & (gradient == 0).all(1), int(Status.FLAT))
-        status.masked_fill_(~finite & torch.isinf(best_excess), int(Status.NOT_FINITE))
-        status.masked_fill_(best_excess.abs() <= goal, int(Status.DONE))
+        status = mark(
+            status_tensor(Status.RUNNING, excess),
+            (better & (d == 0).all(1), Status.BLOCKED),
+            (finite & (gradient == 0).all(1), Status.FLAT),
+            (~finite & torch.isinf(best_excess), Status.NOT_FINITE),
+            (best_excess.abs() <= goal, Status.DONE),
+        )
         return _Newton(x, best, best_excess, damping, s.gradients + 1, s.forwards + 1 + spent), status
 
     state, status = iterate(step, state, max_steps)
-    status = status.masked_fill(status == int(Status.MAX_STEPS), int(Status.UNREACHABLE))
+    status = mark(status, (status == int(Status.MAX_STEPS), Status.UNREACHABLE))
     value = problem.level + problem.sign * state.best_excess
     relative = state.best_excess.abs() / below.abs().clamp_min(torch.finfo(below.dtype).tiny)
     distance = (state.best - problem.start).norm(dim=1)

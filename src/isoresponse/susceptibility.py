@@ -18,8 +18,8 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.crossing import Problem, nearest_in_plane
-from isoresponse.geometry import krylov_jet
-from isoresponse.loop import Status, failed, status_tensor
+from isoresponse.geometry import krylov_secants
+from isoresponse.loop import Status, failed, mark, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.operators import secant_product
 from isoresponse.solve import search
@@ -103,13 +103,12 @@ def predict_distance(
     none = torch.zeros_like(problem.level, dtype=torch.int64)
     if order == 0:
         gap = -problem.excess(problem.start)
-        done = status_tensor(Status.DONE, gap).masked_fill(~torch.isfinite(gap), int(Status.NOT_FINITE))
+        done = mark(status_tensor(Status.DONE, gap), (~torch.isfinite(gap), Status.NOT_FINITE))
         zero = torch.zeros_like(gap)
         return Prediction(gap, torch.full_like(x, float("nan")), done, zero, nan, none, none + 2, 0)
     excess, gradient = problem.excess_and_grad(problem.start)
-    lower, upper = problem.lower - problem.start, problem.upper - problem.start
-    first, reachable = nearest_in_plane(-excess, gradient, lower, upper)
-    status = _first_order_status(excess, gradient, reachable)
+    first, reachable = nearest_in_plane(-excess, gradient, *problem.room(problem.start))
+    status = first_order_status(excess, gradient, reachable)
     if order == 1:
         return Prediction.of(
             1,
@@ -121,18 +120,17 @@ def predict_distance(
             forwards=none + 2,
         )
     signed = _rising(problem)
-    jet = krylov_jet(signed, problem.start, excess, gradient, first, steps)
-    model = Neuron(_quadratic, signed.shape, neuron.box, "2-jet",
-                   (problem.start, excess, gradient, jet.hessian.basis, jet.hessian.images))  # fmt: skip
-    ones = torch.ones_like(excess)
-    question = Problem(model, problem.start, 0 * ones, ones, problem.lower, problem.upper)
+    hessian = krylov_secants(signed, problem.start, excess, gradient, first, steps)
+    taylor = (problem.start, excess, gradient, hessian.basis, hessian.images)
+    model = Neuron(_quadratic, signed.shape, signed.box, "2-jet", taylor)
+    question = Problem(model, problem.start, torch.zeros_like(excess), torch.ones_like(excess))
     answer = search(question, problem.clip(problem.start + first), MODEL_STEPS, 1e-3)
     status = torch.where((status == int(Status.DONE)) | (status == int(Status.UNREACHABLE)), answer.status, status)
     displacement = answer.point - problem.start
-    spent = none + 1 + jet.gradients
+    spent = none + 1 + steps
     return Prediction.of(
         2, displacement.reshape(x.shape), status,
-        scale=first.norm(dim=1), error=jet.hessian.asymmetry, gradients=spent, forwards=spent + 1,
+        scale=first.norm(dim=1), error=hessian.asymmetry, gradients=spent, forwards=spent + 1,
     )  # fmt: skip
 
 
@@ -143,8 +141,8 @@ class Comparison:
     `spearman` and `kendall` (tau-b) compare ranks. `r2` is the share of the variance of the measured
     distances that the prediction *as it is* accounts for (no line is fitted; negative where it is worse
     than their mean), `median_abs_log_error` the median of |log(predicted / measured)|, `bias` the median
-    of the log ratio itself (negative: predicted too small). NaN where fewer than three cases are left. `cases` have both
-    numbers, `failed` have no prediction, `unmeasured` a prediction but no measured distance.
+    of the log ratio itself (negative: predicted too small). NaN where fewer than three cases are left.
+    `cases` have both numbers, `failed` have no prediction, `unmeasured` a prediction but no measured distance.
     """
 
     spearman: float
@@ -205,9 +203,13 @@ def _rising(problem: Problem) -> Neuron:
     )  # fmt: skip
 
 
-def _first_order_status(excess: Tensor, gradient: Tensor, reachable: Tensor) -> Tensor:
-    status = status_tensor(Status.DONE, excess)
-    status = status.masked_fill(~reachable, int(Status.UNREACHABLE))
-    status = status.masked_fill((gradient == 0).all(1), int(Status.FLAT))
+def first_order_status(excess: Tensor, gradient: Tensor, reachable: Tensor) -> Tensor:
+    """How a first-order prediction ended (case,), from `excess` (case,), `gradient` (case, n) and its plane's reach."""
     finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
-    return status.masked_fill(~finite, int(Status.NOT_FINITE)).masked_fill(excess > 0, int(Status.ALREADY))
+    return mark(
+        status_tensor(Status.DONE, excess),
+        (~reachable, Status.UNREACHABLE),
+        ((gradient == 0).all(1), Status.FLAT),
+        (~finite, Status.NOT_FINITE),
+        (excess > 0, Status.ALREADY),
+    )

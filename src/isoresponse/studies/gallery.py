@@ -44,7 +44,7 @@ def write_gallery(
     if terrain is not None:
         makers |= {"topography": partial(topography, *terrain), "ascent": partial(ascent, *terrain)}
     numbers = {}
-    with stage("draw figures", len(chosen)) as on_done:
+    with stage("draw", len(chosen), "figure") as on_done:
         for name in chosen:
             figure, numbers[name] = makers[name]()
             save(figure, folder / name)

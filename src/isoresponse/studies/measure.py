@@ -7,10 +7,10 @@ draws or writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.stats
@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from isoresponse.attacks import from_foolbox
+from isoresponse.attacks import foolbox_module, from_foolbox
 from isoresponse.checks import NeuronCheck, check_neuron
 from isoresponse.classifier import OnCases
 from isoresponse.crossing import Solution
@@ -31,8 +31,16 @@ from isoresponse.susceptibility import Comparison, Prediction, compare
 ORDERS = (0, 1, 2)
 OURS, THEIRS = "closest_adversary", "foolbox_ddn"
 RESAMPLES = 500
+AGREEMENT = ("spearman", "kendall", "r2", "median_abs_log_error", "bias")
 
-Stage = Callable[[str, int], AbstractContextManager[OnCases]]  # (title, cases) -> what to tell of finished cases
+
+@runtime_checkable
+class Stage(Protocol):
+    """What shows the progress of one stage of the work: told how many of `total` are done as they are."""
+
+    def __call__(self, title: str, total: int, unit: str = "case") -> AbstractContextManager[OnCases]:
+        """A context whose value is called with the number just finished."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Study:
 
 
 @contextmanager
-def silent(title: str, cases: int) -> Iterator[OnCases]:
+def silent(title: str, total: int, unit: str = "case") -> Iterator[OnCases]:
     """A `Stage` that reports nothing."""
     yield lambda _cases: None
 
@@ -96,9 +104,12 @@ def measure(subject: Subject, settings: Settings, *, stage: Stage = silent) -> S
         No input is classified as labelled, or the model breaks the contract that `check_neuron` states.
     """
     classifier = subject.classifier
-    right = torch.cat([
-        classifier.predict(a) == b for a, b in zip(subject.images.split(500), subject.labels.split(500), strict=True)
-    ])  # fmt: skip
+    verdicts = []
+    with stage("classify", len(subject.labels)) as on_cases:
+        for a, b in zip(subject.images.split(500), subject.labels.split(500), strict=True):
+            verdicts.append(classifier.predict(a) == b)
+            on_cases(len(a))
+    right = torch.cat(verdicts)
     if not bool(right.any()):
         raise ValueError(
             f"{subject.model_name} classifies none of the {len(right)} inputs as labelled, so there is no decision to study; "
@@ -129,11 +140,11 @@ def measure(subject: Subject, settings: Settings, *, stage: Stage = silent) -> S
 def _referee(study: Study, stage: Stage) -> None:
     """An independent, published attack on the same cases; its absence is said, not hidden."""
     try:
-        import foolbox  # optional extra, a second to load
+        foolbox = foolbox_module()
     except ImportError as error:
-        study.left_out[THEIRS] = f"foolbox could not be imported ({error}); pip install 'isoresponse[attacks]'"
+        study.left_out[THEIRS] = str(error)
         return
-    attack = from_foolbox(foolbox.attacks.ddn.DDNAttack(steps=study.settings.referee_steps))
+    attack = from_foolbox(foolbox.attacks.DDNAttack(steps=study.settings.referee_steps))
     size = study.settings.batch_size
     parts = []
     try:
@@ -170,17 +181,11 @@ def intervals(predicted: Tensor, measured: Tensor, *, seed: int, resamples: int 
     """95 % bootstrap intervals (percentile, over cases) of the agreement of predicted with measured distances."""
     both = torch.isfinite(predicted) & torch.isfinite(measured)
     told, found = predicted[both].cpu(), measured[both].cpu()
-    names = ("spearman", "r2", "median_abs_log_error")
     if len(told) < 10:
-        return {name: [float("nan"), float("nan")] for name in names}
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(len(told), (resamples, len(told)), generator=generator)
-    ranks_told, ranks_found = (scipy.stats.rankdata(t[draws].numpy(), axis=1) for t in (told, found))
-    spearman = [np.corrcoef(a, b)[0, 1] for a, b in zip(ranks_told, ranks_found, strict=True)]
-    a, b = told[draws].double().numpy(), found[draws].double().numpy()
-    r2 = 1 - np.square(a - b).sum(1) / np.square(b - b.mean(1, keepdims=True)).sum(1)
-    error = np.median(np.abs(np.log(a / b)), axis=1)
-    return {n: np.quantile(v, [0.025, 0.975]).tolist() for n, v in zip(names, (spearman, r2, error), strict=True)}
+        return {name: [float("nan"), float("nan")] for name in AGREEMENT}
+    draws = torch.randint(len(told), (resamples, len(told)), generator=torch.Generator().manual_seed(seed))
+    again = [compare(told[draw], found[draw]) for draw in draws]
+    return {n: np.nanquantile([getattr(c, n) for c in again], [0.025, 0.975]).tolist() for n in AGREEMENT}
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -198,8 +203,7 @@ def summary(study: Study) -> dict[str, Any]:
         "measured": {name: _attack_summary(s, study.seconds[name], reference) for name, s in study.measured.items()},
         "prediction": {
             f"order{k}": {
-                "spearman": c.spearman, "kendall": c.kendall, "r2": c.r2, "median_abs_log_error": c.median_abs_log_error,
-                "bias": c.bias, "cases": c.cases, "failed": c.failed, "unmeasured": c.unmeasured,
+                **asdict(c),
                 "gradients_per_case": _mean(study.predicted[k].gradients),
                 "forwards_per_case": _mean(study.predicted[k].forwards),
                 "seconds": study.seconds[f"order{k}"], "statuses": count_statuses(study.predicted[k].status),

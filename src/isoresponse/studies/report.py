@@ -1,18 +1,13 @@
 """The report: a study drawn, written and explained in one folder that opens offline.
 
 `index.html` holds everything a reader needs and loads nothing; `summary.json` the numbers, `results.zarr` every
-case, `figures/` the pictures. All of it is written to a hidden folder beside the target and moved into place at
-the end, so an interrupted run leaves nothing behind.
+case, `figures/` the pictures. Where it is written to is `folder`'s business.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,64 +18,28 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from isoresponse import plot
+from isoresponse.classifier import OnCases
 from isoresponse.exciting import most_exciting_input
 from isoresponse.neuron import Neuron
 from isoresponse.paths import gradient_path
 from isoresponse.planes import Plane, response_surface
 from isoresponse.records import provenance, to_plain, write_store
 from isoresponse.studies.figures import new_figure, save, smallest_median_largest, triptych
-from isoresponse.studies.measure import OURS, THEIRS, Study, comparisons, dataset, failures, summary
+from isoresponse.studies.measure import OURS, THEIRS, Stage, Study, comparisons, dataset, failures, silent, summary
 
 ORDER_NAMES = {0: "order 0: margin (response gap)", 1: "order 1: spacing", 2: "order 2: spacing and curvature"}
 ATTACK_NAMES = {OURS: "isoresponse", THEIRS: "foolbox DDN"}
-MARKS = {  # the file that holds the provenance, and all names and suffixes of what is written beside it
-    "summary.json": ("summary.json", "index.html", "results.zarr", "figures"),
-    "figures.json": ("figures.json", ".png", ".svg"),
-}
 
 
-@contextmanager
-def finished_folder(out: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `out` when the block ends well and vanishes otherwise.
-
-    An existing `out` is replaced only if it is empty or an earlier product of this library and nothing else.
-    Folders made on the way to `out` vanish too when the block fails.
-
-    Raises
-    ------
-    FileExistsError
-        `out` is a file, or a folder with other contents.
-    OSError
-        The folder cannot be made there.
-    """
-    out = out.resolve()  # a link stays a link
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _ours(out))):
-        raise FileExistsError(
-            f"{out} exists and is not a folder that isoresponse wrote; give --out a new or empty folder."
-        )
-    made = [p for p in (out.parent, *out.parent.parents) if not p.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield part
-        part.chmod(0o755)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-            out.replace(old / "previous")
-            part.replace(out)
-            shutil.rmtree(old)
-        else:
-            part.replace(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-        raise
-
-
-def write_report(study: Study, folder: Path) -> dict[str, Any]:
+def write_report(study: Study, folder: Path, *, stage: Stage = silent) -> dict[str, Any]:
     """Write the whole report on `study` into the empty `folder`; returns what `summary.json` holds."""
+    with stage("draw and write", 5, "part") as on_part:
+        return _write(study, folder, on_part)
+
+
+def _write(study: Study, folder: Path, on_part: OnCases) -> dict[str, Any]:
     numbers = summary(study)
+    on_part(1)
     figures = folder / "figures"
     figures.mkdir()
     drawn: dict[str, tuple[Figure, str]] = {}
@@ -96,15 +55,19 @@ def write_report(study: Study, folder: Path) -> dict[str, Any]:
         view, seen = plane_figure(study, case)
         numbers["plane"] = seen
         drawn["plane"] = (view, _plane_caption(seen))
+    on_part(1)
     for name, (figure, _) in drawn.items():
         save(figure, figures / name)
+    on_part(1)
     settings = asdict(study.settings) | {"model": study.subject.model_name, "data": study.subject.data_name}
     numbers["provenance"] = provenance(settings)
     plain = to_plain(numbers)
     (folder / "summary.json").write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_store(dataset(study), folder / "results.zarr", settings=settings)
+    on_part(1)
     pictures = {n: (_embedded(figures / f"{n}.png"), caption) for n, (_, caption) in drawn.items()}
     (folder / "index.html").write_text(_html(study, numbers, pictures), encoding="utf-8")
+    on_part(1)
     return plain
 
 
@@ -132,7 +95,7 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     margin = classifier.margin(label, rival)
     rise = Neuron(lambda z: -margin.response(z, *(g.expand(len(z)) for g in margin.given)), margin.shape, margin.box)
     generator = torch.Generator().manual_seed(study.settings.seed)
-    mei = most_exciting_input(rise, generator=generator, starts=4, like=x, center=x)
+    mei = most_exciting_input(rise, generator=generator, starts=4, center=x)
     distance = float((adversary - x).norm())
     toward = (adversary - x) / distance
     plane = _spanning(x, toward, mei.point - x, generator)
@@ -253,15 +216,3 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or value != value:
         return "–"
     return f"{value:.{digits}f}" if abs(value) < 1e4 else f"{value:.3g}"
-
-
-def _ours(folder: Path) -> bool:
-    """Whether `folder` holds what this library wrote, as its provenance says, and nothing that it did not write."""
-    for mark, entries in MARKS.items():
-        try:
-            content = json.loads((folder / mark).read_text(encoding="utf-8"))
-            known = "isoresponse" in (content.get("versions") or content["provenance"]["versions"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        return known and all(p.name in entries or p.suffix in entries for p in folder.iterdir())
-    return False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from isoresponse.hooks import units
+from isoresponse.hooks import example_unit, units
 from isoresponse.models.digits import BUILT_IN
 from isoresponse.studies.report import ATTACK_NAMES, ORDER_NAMES, number
 from isoresponse.studies.subject import load_module
@@ -93,13 +94,9 @@ def unit_table(model: str, shape: str) -> None:
     for column in ("layer", "output of one case", "units", "example"):
         table.add_column(column, justify="right" if column == "units" else "left")
     for name, output in units(module, sizes):
-        count = 1
-        for size in output:
-            count *= size
-        middle = tuple(s // 2 for s in output)
-        unit = f"unit={middle[0] if len(middle) == 1 else middle}"
+        unit = f"unit={example_unit(output)}"
         example = f"layer={name!r}, {unit}" if name else unit
-        table.add_row(name or "(output)", str(output), str(count), example)
+        table.add_row(name or "(output)", str(output), str(math.prod(output)), example)
     Console().print(table)
 
 
