@@ -293,3 +293,11 @@ def test_invalid_questions_are_refused(generator, measure, message):
     known = sphere(2, 3, generator=generator)
     with pytest.raises(ValueError, match=message):
         measure(known.neuron, known.x, generator)
+
+
+def test_scales_and_directions_of_another_shape_are_refused(generator, unchecked):
+    known = quadric(5, generator=generator)
+    with pytest.raises(ValueError, match=r"scale must be a number or have shape \(\d+,\), got \(3,\)"):
+        unchecked(secant_jet)(known.neuron, known.x, scale=torch.ones(3))
+    with pytest.raises(ValueError, match="direction must have the shape of the inputs"):
+        unchecked(normal_curvature)(exact_jet(known.neuron, known.x), known.x[:, :2])

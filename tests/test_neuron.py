@@ -109,3 +109,8 @@ def test_a_per_element_box_is_named_by_its_range():
     neuron = Neuron(lambda x: x.sum(1), (2,), Box(torch.tensor([0.0, -1.0]), 1.0))
     with pytest.raises(ValueError, match=r"lie in the box \[tensor in -1..0, 1\]"):
         neuron.require_inputs(torch.tensor([[-0.5, 0.0]]))
+
+
+def test_bounds_that_are_no_numbers_are_refused(unchecked):
+    with pytest.raises(TypeError, match="the bounds of a Box are numbers or tensors, got 'a' and 'b'"):
+        unchecked(Box.__post_init__)(type("Fake", (), {"lower": "a", "upper": "b"})())

@@ -205,3 +205,9 @@ def test_invalid_questions_are_refused(changes, message):
     neuron = Neuron(lambda x: x.sum(1), (3,), Box(0.0, 1.0))
     with pytest.raises(ValueError, match=message):
         closest_point(neuron, torch.zeros(2, 3), 1.0, **changes)
+
+
+def test_a_start_is_needed_for_every_case(generator, unchecked):
+    known = quadric(5, generator=generator)
+    with pytest.raises(ValueError, match="start must hold one point per case of x, 5, got 2"):
+        unchecked(closest_point)(known.neuron, known.x, known.level, start=known.x[:2])

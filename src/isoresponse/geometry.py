@@ -125,13 +125,16 @@ def secant_jet(
     Raises
     ------
     ValueError
-        Invalid inputs, a scale that is not positive, a basis of the wrong shape.
+        Invalid inputs, a scale that is not positive or of the wrong shape, a basis of the wrong shape.
     """
     neuron.require_inputs(x)
     value, gradient = neuron.value_and_grad(x)
     gradient = gradient.flatten(1)
     cases, n = gradient.shape
-    scales = torch.as_tensor(scale, dtype=x.dtype, device=x.device).expand(cases)
+    scales = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
+    if scales.shape not in ((), (cases,)):
+        raise ValueError(f"scale must be a number or have shape ({cases},), got {tuple(scales.shape)}.")
+    scales = scales.expand(cases)
     if not bool((scales > 0).all()):
         raise ValueError(f"scale must be positive, got {scale}; 0 is what exact_jet measures.")
     if basis is None:
@@ -212,8 +215,14 @@ def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Float
     """Curvature (case,), in 1/input, of the contour along the tangential part of `direction`.
 
     NaN where the direction has no tangential part or the gradient vanishes. One Hessian product.
+
+    Raises ValueError for directions of another size than the jet's inputs.
     """
     flat = direction.flatten(1)
+    if flat.shape != jet.gradient.shape:
+        raise ValueError(
+            f"direction must have the shape of the inputs, {tuple(jet.point.shape)}, got {tuple(direction.shape)}."
+        )
     normal = jet.normal
     tangent = flat - (normal * flat).sum(1, keepdim=True) * normal
     length = tangent.norm(dim=1, keepdim=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +52,8 @@ class Box:
     upper: float | Tensor = float("inf")
 
     def __post_init__(self) -> None:
+        if not all(isinstance(bound, Tensor | Real) for bound in (self.lower, self.upper)):
+            raise TypeError(f"the bounds of a Box are numbers or tensors, got {self.lower!r} and {self.upper!r}.")
         lower, upper = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
         if not bool((lower <= upper).all()):
             raise ValueError(

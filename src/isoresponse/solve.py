@@ -108,6 +108,8 @@ def closest_point(
     problem = Problem.of(neuron, x, level)
     if start is not None:
         neuron.require_inputs(start, "start")
+        if len(start) != len(x):
+            raise ValueError(f"start must hold one point per case of x, {len(x)}, got {len(start)}.")
     solution = search(problem, problem.start if start is None else start.flatten(1), max_steps, rtol)
     return replace(solution, point=solution.point.reshape(x.shape), forwards=solution.forwards + 1)
 
