@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from isoresponse.planes import ResponseSurface
@@ -46,7 +47,8 @@ def path(ax: Axes, points: Tensor, *, color: str = VERMILION, label: str | None 
     """A walk (knot, 2) with its knots, a dot at its start and an arrow at its end."""
     p = _numpy(points)
     p = p[np.isfinite(p).all(1)]
-    ax.plot(p[:, 0], p[:, 1], "-", color=color, lw=2, label=label, zorder=4)
+    outline = [withStroke(linewidth=4.5, foreground="white")]  # a mid-grey line must stand out on mid-grey in print
+    ax.plot(p[:, 0], p[:, 1], "-", color=color, lw=2, label=label, zorder=4, path_effects=outline)
     ax.plot(p[:, 0], p[:, 1], ".", color=color, ms=4, zorder=5)
     ax.plot(*p[0], "o", color=INK, ms=6, zorder=6)
     if arrow and len(p) > 1:
