@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
+from isoresponse.geometry import normal_curvature
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
 
@@ -61,6 +62,11 @@ def frames(cases, n, *, generator: Generator) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
+
+
+def bending(jet, direction) -> Tensor:
+    """Curvature of the contour along a direction, without its error."""
+    return normal_curvature(jet, direction).value
 
 
 def names(status: Tensor) -> list[str]:

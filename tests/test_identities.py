@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoresponse.crossing import Problem, cross_ray
-from isoresponse.geometry import exact_jet, principal_curvatures
+from isoresponse.geometry import principal_curvatures
+from isoresponse.jets import exact_jet
 from isoresponse.neuron import Neuron
 from isoresponse.solve import closest_point, to_level
 from isoresponse.susceptibility import predict_distance

@@ -95,7 +95,7 @@ def test_join_undoes_splitting():
 
 
 def test_failed_are_exactly_the_statuses_without_an_answer():
-    without = {Status.FLAT, Status.BLOCKED, Status.UNREACHABLE, Status.NOT_FINITE}
+    without = {Status.FLAT, Status.BLOCKED, Status.UNREACHABLE, Status.NOT_FINITE, Status.TOO_WIDE, Status.UNDEFINED}
     assert {s for s in Status if s.failed} == without
     mask = failed(torch.tensor([int(s) for s in Status]))
     assert {s for s, bad in zip(Status, mask.tolist(), strict=True) if bad} == without

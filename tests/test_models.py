@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
-from analytic import normal, uniform
+from analytic import bending, normal, uniform
 
-from isoresponse.geometry import exact_jet, normal_curvature, principal_curvatures
+from isoresponse.geometry import principal_curvatures
+from isoresponse.jets import exact_jet
 from isoresponse.models import digits as zoo
 from isoresponse.models.basic import OutwardBent, Straight
 from isoresponse.models.elevation import ElevationMap
@@ -179,7 +180,7 @@ def test_the_bent_neuron_has_its_curvature_at_the_tip(generator, bend, width):
     torch.testing.assert_close(jet.normal[0], unit)
     tangent = normal(1, 5, generator=generator)
     tangent = tangent - (tangent @ unit)[:, None] * unit
-    kappa = normal_curvature(jet, tangent / tangent.norm())
+    kappa = bending(jet, tangent / tangent.norm())
     torch.testing.assert_close(kappa, torch.tensor([bend / width], dtype=torch.float64), rtol=1e-10, atol=1e-12)
     if bend:
         values = principal_curvatures(jet, 4, generator=generator).values

@@ -4,7 +4,8 @@ import pytest
 import torch
 from analytic import frames, normal, uniform
 
-from isoresponse.operators import SymmetricOperator, from_secants, inverse_secant_product, lanczos
+from isoresponse.operators import SymmetricOperator, from_secants, inverse_secant_product
+from isoresponse.spectra import lanczos
 
 
 def operator_of(matrix):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from analytic import normal, quadric
+from analytic import bending, normal, quadric
 
-from isoresponse.geometry import exact_jet, normal_curvature
+from isoresponse.jets import exact_jet
 from isoresponse.neuron import Box, Neuron
 from isoresponse.planes import Plane, contours, response_surface
 
@@ -147,8 +147,8 @@ def test_a_tilted_cut_overstates_curvature_by_the_cosine(generator):
     tilt = response_surface(alone, plane, x=(-1.0, 1.0), y=(-1.0, 1.0), size=2).tilt
     inside = exact_jet(Neuron(lambda c: alone(plane.inject(c)), (2,)), torch.zeros(1, 2, dtype=torch.float64))
     along = torch.stack([-inside.normal[:, 1], inside.normal[:, 0]], 1)
-    seen = normal_curvature(inside, along)
-    true = normal_curvature(jet, along @ plane.basis)
+    seen = bending(inside, along)
+    true = bending(jet, along @ plane.basis)
     torch.testing.assert_close(seen * torch.cos(tilt), true, rtol=1e-10, atol=0)
     assert tilt > 0.1
 

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from isoresponse.crossing import Problem, Solution, cross_ray, flatten, nearest_in_plane, rounding
+from isoresponse.crossing import Problem, Solution, cross_ray, nearest_in_plane, rounding
 from isoresponse.hooks import as_shape, forward_of, probe
 from isoresponse.loop import Status, failed, join, mark, put, status_tensor, take
-from isoresponse.neuron import Box, Neuron, gradient_of, require_inputs
+from isoresponse.neuron import Box, Neuron, flatten, gradient_of, require_inputs
 from isoresponse.solve import require_settings, search
 from isoresponse.susceptibility import Prediction, first_order_status, predict_distance
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.loop import Status, failed
-from isoresponse.neuron import Box, Neuron
+from isoresponse.neuron import Neuron, flatten
 
 EVALUATIONS = 80  # of one ray search at most; five to eight are usual
 
@@ -130,18 +130,6 @@ class Problem:
         """How far each element (case, n) can move down and up from `x`: bounds of a displacement."""
         lower, upper = self.neuron.box.bounds(x)
         return lower - x, upper - x
-
-
-def flatten(neuron: Neuron, like: Tensor) -> Neuron:
-    """The same neuron on flat inputs (case, n), its bounds on the device and in the dtype of `like`."""
-    shape = neuron.shape
-    size = int(torch.Size(shape).numel())
-
-    def response(x: Tensor, *given: Tensor) -> Tensor:
-        return neuron.response(x.reshape(len(x), *shape), *given)
-
-    lower, upper = (bound.expand(shape).reshape(size) for bound in neuron.box.bounds(like))
-    return replace(neuron, response=response, shape=(size,), box=Box(lower, upper))
 
 
 def nearest_in_plane(

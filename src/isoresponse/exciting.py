@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from isoresponse._fields import axes
-from isoresponse.crossing import Problem, flatten
+from isoresponse.crossing import Problem
 from isoresponse.loop import Status, failed, iterate, mark, status_tensor
-from isoresponse.neuron import Neuron
+from isoresponse.neuron import Neuron, flatten
 
 BISECTIONS = 60
 

@@ -6,13 +6,16 @@ response (exo-origin, selective); the set {f >= c} of a ball of radius r has eve
 it bends inward (endo-origin, tolerant). Curvature does not change under any increasing rescaling of the
 response: it belongs to the contour, not to the numbers written on it.
 
-Networks of ReLUs, and sparse coding, are piecewise affine: their exact Hessian is zero almost everywhere
-and says nothing about bending. `secant_jet` and `krylov_secants` measure it at a stated scale instead.
+No matrix is ever formed: one product with the Hessian and two projections multiply with the shape operator
+-PHP/|g| (P removes the normal), and `spectra` does the rest. Every result carries the scale and the estimator
+of its jet, a status per case, and a band: what the computation left over (residual, standard error, rounding)
+and what the jet itself is uncertain of at its scale.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +23,14 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from isoresponse._fields import axes
-from isoresponse.neuron import Neuron
-from isoresponse.operators import SecantOperator, SymmetricOperator, from_secants, lanczos
+from isoresponse.jets import Jet
+from isoresponse.loop import Status, count_statuses, failed, mark
+from isoresponse.operators import SymmetricOperator
+from isoresponse.spectra import End, complement, extreme_eigenpairs, quadrature, trace
+
+_SCALE = {"units": "input", "about": "scale of the jet, 0 for exact"}
+_STATUS = {"about": "how the case ended"}
+_ESTIMATOR = {"about": "estimator of the jet"}
 
 
 class FlatHessianWarning(UserWarning):
@@ -29,36 +38,114 @@ class FlatHessianWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False)
-class Jet:
-    """Second-order description of a response at one point per case; all that geometry sees of it.
+class Curvatures:
+    """Principal curvatures of the iso-response hypersurface, most positive (most selective) first.
 
-    `scale` is 0 for an exact jet, otherwise the distance (input units) over which the Hessian was
-    measured; `error` is then the relative asymmetry of the measured Hessian.
+    `error` is the whole band of a value at the stated scale: its residual, and the error of the jet.
     """
 
-    point: Tensor = axes("case", "*shape", units="input", about="where the jet was taken")
-    value: Tensor = axes("case", units="response", about="response at the point")
-    gradient: Tensor = axes("case", "n", units="response/input", about="gradient, flattened")
-    hessian: SymmetricOperator = axes(about="Hessian as an operator on flattened inputs")
-    scale: Tensor = axes("case", units="input", about="finite-difference scale, 0 for exact")
-    error: Tensor = axes("case", about="relative asymmetry of the measured Hessian, 0 for exact")
-    estimator: str = axes(about="how the Hessian was measured")
+    values: Tensor = axes("case", "rank", units="1/input", about="principal curvature, descending")
+    error: Tensor = axes("case", "rank", units="1/input", about="error of the value at the stated scale")
+    directions: Tensor = axes("case", "rank", "n", about="principal directions, orthonormal tangents")
+    residuals: Tensor = axes(
+        "case", "rank", units="1/input", about="bound on the error of the eigenvalue, with rounding"
+    )
+    products: Tensor = axes("case", about="Hessian products spent")
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    estimator: str = axes(**_ESTIMATOR)
 
-    @property
-    def steepness(self) -> Float[Tensor, " case"]:
-        """|g| (case,), response per input unit; NaN where it vanishes and contours have no normal."""
-        norm = self.gradient.norm(dim=1)
-        return norm.masked_fill(norm == 0, float("nan"))
+    def __repr__(self) -> str:
+        return _summary("Curvatures", self.values[:, 0], f"largest of {self.values.shape[1]}", self)
 
-    @property
-    def normal(self) -> Float[Tensor, "case n"]:
-        """Unit normal N = g/|g| of the contour, towards rising response; NaN where g vanishes."""
-        return self.gradient / self.steepness[:, None]
+
+@dataclass(frozen=True, eq=False)
+class NormalCurvature:
+    """Curvature of the contour along one tangent direction per case."""
+
+    value: Tensor = axes("case", units="1/input", about="normal curvature")
+    error: Tensor = axes("case", units="1/input", about="error of the value at the stated scale")
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    estimator: str = axes(**_ESTIMATOR)
+
+    def __repr__(self) -> str:
+        return _summary("NormalCurvature", self.value, "value", self)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanCurvature:
+    """Mean of all principal curvatures that the jet knows."""
+
+    value: Tensor = axes(
+        "case", units="1/input", about="mean curvature, trace of the shape operator over its dimension"
+    )
+    standard_error: Tensor = axes("case", units="1/input", about="standard error of the trace estimate")
+    error: Tensor = axes(
+        "case", units="1/input", about="error at the stated scale: twice the standard error, and the jet's"
+    )
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    estimator: str = axes(**_ESTIMATOR)
+
+    def __repr__(self) -> str:
+        return _summary("MeanCurvature", self.value, "value", self)
+
+
+@dataclass(frozen=True, eq=False)
+class CurvatureSpectrum:
+    """The distribution of all principal curvatures: nodes with weights that sum to one for each probe."""
+
+    nodes: Tensor = axes("case", "probe", "node", units="1/input", about="curvature")
+    weights: Tensor = axes("case", "probe", "node", about="share of the tangent directions with about that curvature")
+    error: Tensor = axes("case", units="1/input", about="error of a node at the stated scale, rounding included")
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    directions: int = axes(about="number of tangent directions")
+    estimator: str = axes(**_ESTIMATOR)
+
+    def share(self, low: Tensor | float, high: Tensor | float) -> tuple[Float[Tensor, " case"], Float[Tensor, " case"]]:
+        """Share (case,) of the directions whose curvature is in [low, high), numbers or (case,), and its standard error
+        over the probes; the error is 0 where all curvatures were computed, and so counted.
+        """
+        low, high = (
+            torch.as_tensor(b, dtype=self.nodes.dtype, device=self.nodes.device).reshape(-1, 1, 1) for b in (low, high)
+        )
+        each = (self.weights * ((self.nodes >= low) & (self.nodes < high))).sum(2)
+        probes = each.shape[1]
+        spread = each.std(1) / probes**0.5 if probes > 1 else torch.zeros_like(each[:, 0])
+        bad = failed(self.status)
+        return each.mean(1).masked_fill(bad, torch.nan), spread.masked_fill(bad, torch.nan)
+
+    def __repr__(self) -> str:
+        return _summary("CurvatureSpectrum", self.nodes.amax((1, 2)), "largest node", self)
+
+
+@dataclass(frozen=True, eq=False)
+class Taxonomy:
+    """How many tangent directions a neuron is selective, indifferent and tolerant to.
+
+    Curvature above the band is exo-origin (selective), below minus the band endo-origin (tolerant), the rest is flat as
+    far as the estimator can tell.
+    """
+
+    selective: Tensor = axes("case", about="directions with contours bent outward")
+    flat: Tensor = axes("case", about="directions in which bending is below the band")
+    tolerant: Tensor = axes("case", about="directions with contours bent inward")
+    selective_error: Tensor = axes("case", about="standard error of selective; 0 where all curvatures were counted")
+    tolerant_error: Tensor = axes("case", about="standard error of tolerant; 0 where all curvatures were counted")
+    band: Tensor = axes("case", units="1/input", about="half-width of the flat band: the error of a curvature")
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    estimator: str = axes(**_ESTIMATOR)
+
+    def __repr__(self) -> str:
+        return _summary("Taxonomy", self.selective, "selective directions", self)
 
 
 @dataclass(frozen=True, eq=False)
 class LocalGeometry:
-    """The four meanings of one 2-jet, in the frame of the gradient."""
+    """The four meanings of one 2-jet, in the frame of the gradient: spacing, spacing rate, turning, curvatures."""
 
     spacing: Tensor = axes("case", units="input/response", about="distance between contours, 1/|g|")
     spacing_rate: Tensor = axes(
@@ -66,137 +153,50 @@ class LocalGeometry:
     )
     turning: Tensor = axes("case", "n", units="1/input", about="PHN/|g|: how the steepest path turns, a tangent vector")
     normal: Tensor = axes("case", "n", about="unit normal towards rising response")
-    scale: Tensor = axes("case", units="input", about="scale of the jet, 0 for exact")
+    spacing_error: Tensor = axes("case", units="input/response", about="error of the spacing at the stated scale")
+    error: Tensor = axes("case", units="1/input", about="error of spacing rate and turning at the stated scale")
+    scale: Tensor = axes("case", **_SCALE)
+    status: Tensor = axes("case", **_STATUS)
+    estimator: str = axes(**_ESTIMATOR)
+    curvatures: Curvatures | None = axes(about="principal curvatures, where a rank was asked for", default=None)
+
+    def __repr__(self) -> str:
+        return _summary("LocalGeometry", self.spacing, "spacing", self)
 
 
-@dataclass(frozen=True, eq=False)
-class Curvatures:
-    """Principal curvatures of the iso-response hypersurface, most positive (most selective) first."""
-
-    values: Tensor = axes("case", "rank", units="1/input", about="principal curvature, descending")
-    directions: Tensor = axes("case", "rank", "n", about="principal directions, orthonormal tangents")
-    residuals: Tensor = axes("case", "rank", units="1/input", about="bound on the error of the eigenvalue")
-    scale: Tensor = axes("case", units="input", about="scale of the jet, 0 for exact")
-    error: Tensor = axes("case", about="relative asymmetry of the jet's Hessian")
+# --- the four blocks --------------------------------------------------------------------------------------
 
 
-def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
-    """The 2-jet by automatic differentiation; each Hessian product costs about one more backward pass.
+def local_geometry(jet: Jet, *, rank: int | None = None, generator: Generator | None = None) -> LocalGeometry:
+    """Spacing, spacing rate and turning of the contours at the jet's point, by one Hessian product; with `rank` the
+    `curvatures` of largest size too.
 
-    Raises ValueError for invalid inputs. Holds the autograd graph as long as the jet lives.
-
-    Examples
-    --------
-    >>> import torch
-    >>> sphere = Neuron(lambda x: -x.square().sum(1).sqrt(), shape=(3,))   # super-level sets are balls
-    >>> jet = exact_jet(sphere, torch.tensor([[0.0, 0.0, 2.0]]))
-    >>> normal_curvature(jet, torch.tensor([[1.0, 0.0, 0.0]]))
-    tensor([0.5000])
-    """
-    neuron.require_inputs(x)
-    value, gradient, product = neuron.linearise(x)
-    flat = gradient.flatten(1)
-    hessian = SymmetricOperator(lambda v: product(v.reshape(x.shape)).flatten(1), flat)
-    zero = torch.zeros_like(value)
-    return Jet(x, value, flat, hessian, zero, zero, "exact")
-
-
-def secant_jet(
-    neuron: Neuron,
-    x: Float[Tensor, "case *shape"],
-    *,
-    scale: float | Tensor,
-    basis: Float[Tensor, "case k n"] | None = None,
-) -> Jet:
-    """The 2-jet at a finite scale: central gradient differences along an orthonormal basis.
-
-    Costs one gradient and two per basis direction. Exact where the response is quadratic at that scale;
-    the asymmetry of the measured Hessian is returned as its error (it says how far from quadratic).
-
-    Parameters
-    ----------
-    scale
-        Half-width of the differences in input units, a number or one per case. A good one is the size
-        of the perturbation that is asked about, e.g. `predict_distance(..., order=1).distance`.
-    basis
-        Orthonormal directions (case, k, n) in which curvature is measured; all n axes if left out,
-        which stores n x n numbers per case. Probes may leave the box by `scale`.
+    NaN in the cases whose jet has no geometry, with their status.
 
     Raises
     ------
     ValueError
-        Invalid inputs, a scale that is not positive or of the wrong shape, a basis of the wrong shape.
+        A rank without a generator, or one that `principal_curvatures` refuses.
     """
-    neuron.require_inputs(x)
-    value, gradient = neuron.value_and_grad(x)
-    gradient = gradient.flatten(1)
-    cases, n = gradient.shape
-    scales = torch.as_tensor(scale, dtype=x.dtype, device=x.device)
-    if scales.shape not in ((), (cases,)):
-        raise ValueError(f"scale must be a number or have shape ({cases},), got {tuple(scales.shape)}.")
-    scales = scales.expand(cases)
-    if not bool((scales > 0).all()):
-        raise ValueError(f"scale must be positive, got {scale}; 0 is what exact_jet measures.")
-    if basis is None:
-        basis = torch.eye(n, dtype=x.dtype, device=x.device).expand(cases, n, n)
-    if basis.shape[0] != cases or basis.shape[2:] != (n,):
-        raise ValueError(f"basis must have shape ({cases}, k, {n}), got {tuple(basis.shape)}.")
-    changes = torch.empty_like(basis)
-    for k in range(basis.shape[1]):
-        probe = (scales[:, None] * basis[:, k]).reshape(x.shape)
-        ahead, behind = neuron.value_and_grad(x + probe)[1], neuron.value_and_grad(x - probe)[1]
-        changes[:, k] = (ahead - behind).flatten(1) / (2 * scales[:, None])
-    measured = from_secants(basis, changes)
-    return Jet(x, value, gradient, measured.operator(), scales, measured.asymmetry, "secant")
-
-
-def krylov_secants(
-    neuron: Neuron,
-    x: Float[Tensor, "case n"],
-    value: Float[Tensor, " case"],
-    gradient: Float[Tensor, "case n"],
-    displacement: Float[Tensor, "case n"],
-    steps: int,
-) -> SecantOperator:
-    """The Hessian at the scale of `displacement`, in the `steps`-dimensional Krylov space it spans.
-
-    `value` and `gradient` are those of the flat `neuron` at `x`.
-
-    The first secant runs along the displacement itself, each next one along what the last change of the
-    gradient added, all of the same length, clipped to the box and restricted to the elements that the
-    displacement moves. One gradient each. Each change is corrected along its own step so that the
-    quadratic passes through the response at every probe: the value there is known anyway, and it holds
-    the curvature weighted as a prediction over that distance needs it (with it the median error of the
-    second-order prediction falls fivefold, `benchmarks/digits.py`).
-    """
-    moving = displacement != 0
-    length = displacement.norm(dim=1, keepdim=True)
-    tried, changes = [], []
-    step = displacement
-    for _ in range(steps):
-        ahead, behind = neuron.box.clip(x + step) - x, neuron.box.clip(x - step) - x
-        roomier = ahead.norm(dim=1, keepdim=True) >= 0.5 * behind.norm(dim=1, keepdim=True)
-        step = torch.where(roomier, ahead, behind)
-        reached, there = neuron.value_and_grad(x + step)
-        change = there - gradient
-        along = 2 * (reached - value - (gradient * step).sum(1)) - (change * step).sum(1)
-        change = change + _divide(along[:, None] * step, (step * step).sum(1, keepdim=True))
-        tried.append(step)
-        changes.append(change)
-        hessian = from_secants(torch.stack(tried, 1), torch.stack(changes, 1))
-        rest = torch.where(moving, hessian.images[:, -1], torch.zeros_like(step))
-        for _ in range(2):
-            rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
-        step = _divide(rest, rest.norm(dim=1, keepdim=True)) * length
-    return hessian
-
-
-def local_geometry(jet: Jet) -> LocalGeometry:
-    """Spacing, spacing rate and turning of the contours at the jet's point: one Hessian product."""
+    if rank is not None and generator is None:
+        raise ValueError(f"curvatures of rank {rank} need a generator; give generator=torch.Generator().")
     normal, steepness = jet.normal, jet.steepness
     bent = (jet.hessian @ normal) / steepness[:, None]
     rate = (normal * bent).sum(1)
-    return LocalGeometry(1 / steepness, rate, bent - rate[:, None] * normal, normal, jet.scale)
+    rounding = torch.finfo(rate.dtype).eps * bent.norm(dim=1)
+    tilt = jet.gradient_error / steepness
+    return LocalGeometry(
+        spacing=1 / steepness,
+        spacing_rate=rate,
+        turning=bent - rate[:, None] * normal,
+        normal=normal,
+        spacing_error=(tilt + torch.finfo(rate.dtype).eps) / steepness,
+        error=jet.error / steepness + 3 * tilt * bent.norm(dim=1) + rounding,
+        scale=jet.scale,
+        status=jet.status,
+        estimator=jet.estimator,
+        curvatures=None if rank is None or generator is None else principal_curvatures(jet, rank, generator=generator),
+    )
 
 
 def shape_operator(jet: Jet) -> SymmetricOperator:
@@ -208,13 +208,13 @@ def shape_operator(jet: Jet) -> SymmetricOperator:
         bent = jet.hessian @ tangent
         return -(bent - (normal * bent).sum(1, keepdim=True) * normal) / steepness[:, None]
 
-    return SymmetricOperator(product, jet.gradient)
+    return SymmetricOperator(product, jet.gradient, lambda cases: shape_operator(jet.select(cases)))
 
 
-def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Float[Tensor, " case"]:
-    """Curvature (case,), in 1/input, of the contour along the tangential part of `direction`.
+def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> NormalCurvature:
+    """Curvature, in 1/input, of the contour along the tangential part of `direction`. One Hessian product.
 
-    NaN where the direction has no tangential part or the gradient vanishes. One Hessian product.
+    NaN with status UNDEFINED where the direction has no tangential part, or leaves the directions that the jet measured.
 
     Raises ValueError for directions of another size than the jet's inputs.
     """
@@ -223,55 +223,267 @@ def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Float
         raise ValueError(
             f"direction must have the shape of the inputs, {tuple(jet.point.shape)}, got {tuple(direction.shape)}."
         )
-    normal = jet.normal
+    normal, eps = jet.normal, torch.finfo(flat.dtype).eps
     tangent = flat - (normal * flat).sum(1, keepdim=True) * normal
     length = tangent.norm(dim=1, keepdim=True)
-    seen = length > 100 * torch.finfo(flat.dtype).eps * flat.norm(dim=1, keepdim=True)
-    tangent = torch.where(seen, tangent / length, torch.full_like(tangent, float("nan")))
-    return -(tangent * (jet.hessian @ tangent)).sum(1) / jet.steepness
+    tangent = tangent / length
+    defined = (length > 100 * eps * flat.norm(dim=1, keepdim=True))[:, 0]
+    if jet.basis is not None:
+        inside = torch.einsum("ckn,cn->ck", jet.basis, tangent).norm(dim=1)
+        defined = defined & (inside > 1 - 1e-6)
+    bent = (jet.hessian @ tangent) / jet.steepness[:, None]
+    value = -(tangent * bent).sum(1)
+    status = mark(jet.status, (~defined & ~failed(jet.status), Status.UNDEFINED))
+    error = _jet_error(jet, value) + 4 * eps * bent.norm(dim=1)
+    bad = failed(status)
+    return NormalCurvature(
+        value.masked_fill(bad, torch.nan), error.masked_fill(bad, torch.nan), jet.scale, status, jet.estimator
+    )
 
 
-def principal_curvatures(jet: Jet, rank: int, *, generator: Generator, steps: int | None = None) -> Curvatures:
-    """The `rank` principal curvatures of largest size, positive ones first, with directions and residuals.
+# --- the curvatures of the whole contour, or of a part of it ----------------------------------------------
 
-    Lanczos with the normal deflated. With `steps` = n - 1 every curvature is found; the default is
-    4 * rank + 20 products or n - 1, whichever is smaller.
+
+def principal_curvatures(
+    jet: Jet,
+    rank: int,
+    *,
+    generator: Generator,
+    end: End = "both",
+    rtol: float | None = None,
+    max_steps: int | None = None,
+) -> Curvatures:
+    """The `rank` principal curvatures of largest size, or at one end of the spectrum, with directions and residuals.
+
+    Lanczos with the normal deflated, until every residual is below `rtol` times the largest curvature of the case. A case
+    that does not get there has status MAX_STEPS, and its residuals say how far it got. Where the jet measured some
+    directions only, these are the curvatures of the contour within them.
+
+    Parameters
+    ----------
+    end
+        "both": the largest in size; "outward": the most positive (selective); "inward": the most negative (tolerant).
+    rtol
+        Relative residual; by default the square root of the precision, 1.5e-8 in float64 and 3.5e-4 in float32. Values that
+        are well apart from their neighbours are about its square off.
+    max_steps
+        Hessian products at most, by default 20 * rank + 100, or as many as there are directions.
 
     Raises
     ------
     ValueError
-        A rank that is not between 1 and n - 1, or steps below the rank.
+        A rank that is not between 1 and the number of tangent directions, `max_steps` below the rank, an unknown end.
 
     Warns
     -----
     FlatHessianWarning
         An exact jet whose Hessian vanishes in some case: zero then says "affine here", not "straight".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from isoresponse import Neuron, exact_jet
+    >>> cell = Neuron(lambda x: -(x[:, 0] ** 2 + 4 * x[:, 1] ** 2).sqrt() , shape=(3,))
+    >>> jet = exact_jet(cell, torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float64))
+    >>> found = principal_curvatures(jet, 1, generator=torch.Generator())   # of an ellipse at its vertex: a / b^2
+    >>> round(found.values.item(), 6), bool(found.error < 1e-6)
+    (2.0, True)
     """
-    n = jet.gradient.shape[1]
-    if not 1 <= rank <= n - 1:
-        raise ValueError(f"rank must be between 1 and {n - 1} (input elements minus the normal), got {rank}.")
-    steps = min(n - 1, 4 * rank + 20) if steps is None else min(steps, n - 1)
-    if steps < rank:
-        raise ValueError(f"steps must be at least the rank {rank}, got {steps}.")
-    normal = torch.nan_to_num(jet.normal)
-    start = torch.randn(jet.gradient.shape, generator=generator, dtype=normal.dtype, device=generator.device)
-    pairs = lanczos(
-        shape_operator(jet), steps, start=start.to(normal.device), deflate=normal[:, None], generator=generator
+    part = _tangents(jet)
+    if not 1 <= rank <= part.size:
+        raise ValueError(f"rank must be between 1 and {part.size} ({part.why}), got {rank}.")
+    if max_steps is not None and max_steps < rank:
+        raise ValueError(f"max_steps must be at least the rank {rank}, got {max_steps}.")
+    if end not in ("both", "outward", "inward"):
+        raise ValueError(f"end must be 'both', 'outward' or 'inward', got {end!r}.")
+    if rtol is not None and not rtol >= 0:
+        raise ValueError(f"rtol must not be negative, got {rtol}.")
+    pairs = extreme_eigenpairs(
+        part.operator, rank, deflate=part.deflate, end=end, rtol=rtol, max_steps=max_steps, generator=generator
     )
-    if jet.estimator == "exact" and bool((pairs.values == 0).all(1).any()):
+    _warn_where_flat(jet, (pairs.values == 0).all(1))
+    status = torch.where(failed(jet.status), jet.status, pairs.status)
+    bad = failed(status)[:, None]
+    values, residuals = (t.masked_fill(bad, torch.nan) for t in (pairs.values, pairs.residuals))
+    directions = part.lift(pairs.vectors).masked_fill(bad[:, :, None], torch.nan)
+    products = pairs.products.masked_fill(bad[:, 0], 0)
+    error = residuals + _jet_error(jet, values)
+    return Curvatures(values, error, directions, residuals, products, jet.scale, status, jet.estimator)
+
+
+def subspace_curvatures(jet: Jet, basis: Float[Tensor, "case k n"]) -> Curvatures:
+    """All k principal curvatures of the contour within the tangential parts of the directions in `basis` (case, k, n).
+
+    The shape operator is compressed to them by k Hessian products. NaN with status UNDEFINED where the tangential parts are
+    dependent, e.g. because the basis contains the gradient, or leave the directions that the jet measured.
+
+    Raises ValueError for a basis of another shape, or of n or more directions (there are n - 1 tangents).
+    """
+    cases, n = jet.gradient.shape
+    if basis.ndim != 3 or basis.shape[0] != cases or basis.shape[2] != n or not 1 <= basis.shape[1] < n:
+        raise ValueError(f"basis must have shape ({cases}, k, {n}) with k below {n}, got {tuple(basis.shape)}.")
+    normal = torch.nan_to_num(jet.normal)
+    unit = torch.nan_to_num(basis / basis.norm(dim=2, keepdim=True))
+    tangent = unit - torch.einsum("ckn,cn->ck", unit, normal)[:, :, None] * normal[:, None]
+    known = torch.linalg.qr(tangent.transpose(1, 2))
+    defined = torch.diagonal(known.R, dim1=1, dim2=2).abs().amin(1) > 1e-6
+    rows = known.Q.transpose(1, 2)
+    if jet.basis is not None:
+        inside = torch.einsum("cjn,ckn->cjk", rows, jet.basis).norm(dim=2)
+        defined = defined & (inside > 1 - 1e-6).all(1)
+    images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1)
+    small = -torch.einsum("cjn,ckn->cjk", rows, images) / jet.steepness[:, None, None]
+    finite = torch.isfinite(small).flatten(1).all(1)
+    status = mark(
+        jet.status,
+        (~finite & ~failed(jet.status), Status.NOT_FINITE),
+        (~defined & ~failed(jet.status), Status.UNDEFINED),
+    )
+    bad = failed(status)[:, None]
+    even = 0.5 * (small + small.transpose(1, 2))
+    values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], even, torch.zeros_like(even)))
+    values, vectors = values.flip(1), vectors.flip(2)
+    rounding = torch.finfo(values.dtype).eps * values.abs().amax(1) + (small - even).flatten(1).norm(dim=1)
+    residuals = rounding[:, None].expand_as(values).masked_fill(bad, torch.nan)
+    directions = torch.einsum("ckj,ckn->cjn", vectors, rows).masked_fill(bad[:, :, None], torch.nan)
+    values = values.masked_fill(bad, torch.nan)
+    spent = torch.full_like(status, basis.shape[1])
+    error = residuals + _jet_error(jet, values)
+    return Curvatures(values, error, directions, residuals, spent, jet.scale, status, jet.estimator)
+
+
+def mean_curvature(jet: Jet, *, probes: int = 16, generator: Generator) -> MeanCurvature:
+    """The mean of all principal curvatures, with its standard error: XTrace (Epperly, Tropp, Webber 2024).
+
+    Two Hessian products per probe; exact, by one product per direction, where that is no more.
+
+    Raises ValueError for fewer than two probes. Warns as `principal_curvatures` does.
+    """
+    if probes < 2:
+        raise ValueError(f"probes must be at least 2, got {probes}.")
+    part = _tangents(jet)
+    total, spread = trace(part.operator, probes, deflate=part.deflate, generator=generator)
+    _warn_where_flat(jet, total == 0)
+    status = mark(jet.status, (~torch.isfinite(total) & ~failed(jet.status), Status.NOT_FINITE))
+    bad = failed(status)
+    value, standard_error = ((t / part.size).masked_fill(bad, torch.nan) for t in (total, spread))
+    error = 2 * standard_error + _jet_error(jet, value)
+    return MeanCurvature(value, standard_error, error, jet.scale, status, jet.estimator)
+
+
+def curvature_spectrum(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> CurvatureSpectrum:
+    """The whole distribution of principal curvatures, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
+
+    `probes` times `steps` Hessian products, and no matrix. Where `steps` reaches the number of tangent directions every
+    curvature is computed, once, and counted.
+
+    Raises ValueError for fewer than two probes or steps. Warns as `principal_curvatures` does.
+    """
+    if probes < 2 or steps < 2:
+        raise ValueError(f"probes and steps must be at least 2, got {probes} and {steps}.")
+    part = _tangents(jet)
+    nodes, weights, noise = quadrature(part.operator, probes, steps, deflate=part.deflate, generator=generator)
+    _warn_where_flat(jet, (nodes == 0).flatten(1).all(1))
+    finite = torch.isfinite(nodes).flatten(1).all(1)
+    status = mark(jet.status, (~finite & ~failed(jet.status), Status.NOT_FINITE))
+    bad = failed(status)
+    nodes, weights = (t.masked_fill(bad[:, None, None], torch.nan) for t in (nodes, weights))
+    error = (noise + _jet_error(jet, nodes.abs().amax((1, 2)))).masked_fill(bad, torch.nan)
+    return CurvatureSpectrum(nodes, weights, error, jet.scale, status, part.size, jet.estimator)
+
+
+def taxonomy(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> Taxonomy:
+    """How many directions are exo-origin (selective), flat, and endo-origin (tolerant), for each case.
+
+    Counted where `steps` reaches the number of tangent directions, estimated with a standard error beyond. The band
+    within which a direction counts as flat is the error of a curvature: that of the jet at its scale, and rounding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from isoresponse import Neuron, exact_jet
+    >>> cell = Neuron(lambda x: (x[:, 0] ** 2 + x[:, 1] ** 2).sqrt(), shape=(9,))   # a complex cell
+    >>> jet = exact_jet(cell, torch.ones(1, 9, dtype=torch.float64))
+    >>> kind = taxonomy(jet, generator=torch.Generator())
+    >>> kind.selective.item(), kind.flat.item(), kind.tolerant.item()
+    (0.0, 7.0, 1.0)
+    """
+    spectrum = curvature_spectrum(jet, probes=probes, steps=steps, generator=generator)
+    band, infinite = spectrum.error, torch.full_like(spectrum.error, torch.inf)
+    above = torch.nextafter(band, infinite)
+    (selective, up), (flat, _), (tolerant, down) = (
+        spectrum.share(low, high) for low, high in ((above, infinite), (-band, above), (-infinite, -band))
+    )
+    n = spectrum.directions
+    return Taxonomy(
+        n * selective, n * flat, n * tolerant, n * up, n * down, band, jet.scale, spectrum.status, jet.estimator
+    )
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Tangents:
+    """The shape operator on the tangent directions that a jet knows, in coordinates that suit it."""
+
+    operator: SymmetricOperator
+    deflate: Tensor | None
+    lift: Callable[[Tensor], Tensor]  # (case, rank, coordinates) to (case, rank, n)
+    size: int
+    why: str
+
+
+def _tangents(jet: Jet) -> _Tangents:
+    n = jet.gradient.shape[1]
+    if jet.basis is None:
+        normal = torch.nan_to_num(jet.normal)
+        return _Tangents(shape_operator(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
+    # --- the measured directions that are tangent: exactly known, whatever the Hessian does elsewhere
+    inside = torch.nan_to_num(torch.einsum("ckn,cn->ck", jet.basis, jet.normal))
+    rows = torch.einsum("cjk,ckn->cjn", complement((inside / inside.norm(dim=1, keepdim=True))[:, None]), jet.basis)
+    images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1) if rows.shape[1] else rows
+    small = -torch.einsum("cjn,ckn->cjk", rows, images) / jet.steepness[:, None, None]
+    return _Tangents(
+        _small_operator(0.5 * (small + small.transpose(1, 2))), None, lambda v: torch.einsum("crj,cjn->crn", v, rows),
+        rows.shape[1], "measured directions minus the normal",
+    )  # fmt: skip
+
+
+def _small_operator(matrix: Tensor) -> SymmetricOperator:
+    return SymmetricOperator(
+        lambda v: torch.einsum("cij,cj->ci", matrix, v), matrix[:, 0], lambda cases: _small_operator(matrix[cases])
+    )
+
+
+def _jet_error(jet: Jet, curvature: Tensor) -> Tensor:
+    """What the jet's own errors can do to `curvature` (case,) or (case, rank), in 1/input."""
+    many = (slice(None), *[None] * (curvature.ndim - 1))
+    return (jet.error[many] + jet.gradient_error[many] * curvature.abs()) / jet.steepness[many]
+
+
+def _warn_where_flat(jet: Jet, zero: Tensor) -> None:
+    if jet.estimator == "exact" and bool((zero & ~failed(jet.status)).any()):
         warnings.warn(
             "the exact Hessian vanishes: the response is affine here (a linear neuron, or one piece of a "
             "ReLU network), so curvature 0 says nothing about bending; measure it at a finite scale with "
             "secant_jet(neuron, x, scale=...).",
             FlatHessianWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    order = pairs.values.abs().argsort(dim=1, descending=True)[:, :rank]
-    order = order.gather(1, pairs.values.gather(1, order).argsort(dim=1, descending=True))
-    directions = pairs.vectors.gather(1, order[:, :, None].expand(-1, -1, n))
-    return Curvatures(pairs.values.gather(1, order), directions, pairs.residuals.gather(1, order), jet.scale, jet.error)
 
 
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """The quotient a / b, zero where b is."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))
+def _summary(
+    name: str,
+    values: Tensor,
+    what: str,
+    result: Curvatures | NormalCurvature | MeanCurvature | CurvatureSpectrum | Taxonomy | LocalGeometry,
+) -> str:
+    """One line: how many cases, the median of `values`, estimator, scale and what went wrong."""
+    sound = ~failed(result.status)
+    median = float(values[sound].median()) if bool(sound.any()) else float("nan")
+    scale = f"at scale {float(result.scale[sound].median()):.3g}" if result.estimator != "exact" else "exact"
+    ended = count_statuses(result.status)
+    ended.pop("DONE", None)
+    rest = f", {ended}" if ended else ""
+    return f"{name}({int(sound.sum())} of {len(sound)} cases, median {what} {median:.4g}, {result.estimator} {scale}{rest})"

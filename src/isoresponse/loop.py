@@ -31,6 +31,8 @@ class Status(enum.IntEnum):
     BLOCKED = 6
     UNREACHABLE = 7
     NOT_FINITE = 8
+    TOO_WIDE = 9
+    UNDEFINED = 10
 
     @property
     def sentence(self) -> str:
@@ -52,7 +54,9 @@ _SENTENCES = {
     Status.FLAT: "failed: the gradient vanished, so there is no direction to follow",
     Status.BLOCKED: "failed: every useful direction leaves the box",
     Status.UNREACHABLE: "failed: the level was not reached inside the box within the step limit",
-    Status.NOT_FINITE: "failed: the response or its gradient became NaN or infinite",
+    Status.NOT_FINITE: "failed: the response, its gradient or a setting of this case is NaN or infinite",
+    Status.TOO_WIDE: "failed: the scale is wider than the box, so probes would leave it",
+    Status.UNDEFINED: "failed: not defined here, for want of a tangential or a measured part of the direction",
 }
 
 

@@ -234,18 +234,52 @@ class Neuron:
             point = x.detach().requires_grad_(True)
             value = self(point)
             gradient = gradient_of(value, point, create_graph=True)
+        if not gradient.requires_grad and self._bends(x.detach(), gradient):
+            raise ValueError(_NOT_TWICE.format(self.name, "its gradient changes, but carries no graph"))
 
         def product(v: Tensor) -> Tensor:
             if not gradient.requires_grad:
                 return torch.zeros_like(v)
-            (hv,) = torch.autograd.grad(gradient, point, v, retain_graph=True, allow_unused=True)
+            try:
+                (hv,) = torch.autograd.grad(gradient, point, v, retain_graph=True, allow_unused=True)
+            except (NotImplementedError, RuntimeError) as error:
+                if not any(word in str(error) for word in ("once_differentiable", "not implemented", "twice")):
+                    raise
+                raise ValueError(_NOT_TWICE.format(self.name, str(error).splitlines()[0])) from error
             return torch.zeros_like(v) if hv is None else hv.detach()
 
         return value.detach(), gradient.detach(), product
 
+    def _bends(self, x: Tensor, gradient: Tensor) -> bool:
+        """Whether the gradient changes smoothly with the input in every case (a kink would change it by a jump)."""
+        ripple = torch.cos(torch.arange(x[0].numel(), dtype=x.dtype, device=x.device)).reshape(x.shape[1:])
+        step = torch.finfo(x.dtype).eps ** 0.25 * (1 + x.abs()) * ripple
+        far, near = (self.value_and_grad(x + f * step)[1] - gradient.detach() for f in (1.0, 0.5))
+        size = far.flatten(1).norm(dim=1)
+        noise = torch.finfo(x.dtype).eps ** 0.5 * gradient.detach().flatten(1).norm(dim=1)
+        return bool(((size > noise) & ((near - 0.5 * far).flatten(1).norm(dim=1) < 0.2 * size)).all())
+
     def require_inputs(self, x: Tensor, what: str = "x") -> None:
         """Raise ValueError (TypeError for a wrong kind) unless `x` is a valid batch of inputs."""
         require_inputs(x, self.shape, self.box, what)
+
+
+def flatten(neuron: Neuron, like: Tensor) -> Neuron:
+    """The same neuron on flat inputs (case, n), its bounds on the device and in the dtype of `like`."""
+    shape = neuron.shape
+    size = int(torch.Size(shape).numel())
+
+    def response(x: Tensor, *given: Tensor) -> Tensor:
+        return neuron.response(x.reshape(len(x), *shape), *given)
+
+    lower, upper = (bound.expand(shape).reshape(size) for bound in neuron.box.bounds(like))
+    return replace(neuron, response=response, shape=(size,), box=Box(lower, upper))
+
+
+_NOT_TWICE = (
+    "{} cannot be differentiated twice ({}); measure its curvature from gradient differences, with "
+    "secant_jet(neuron, x, scale=...)."
+)
 
 
 def require_inputs(x: Tensor, shape: tuple[int, ...], box: Box, what: str = "x") -> None:

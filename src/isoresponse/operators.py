@@ -1,8 +1,7 @@
 """Symmetric operators, one per case, that are only ever multiplied with; nothing here knows a neuron.
 
-Three tools: the operator itself, Lanczos with deflation (eigenvalues at both ends, with residuals), and
-what a handful of *secants* (steps and the changes of a gradient along them) say about an operator or
-about its inverse.
+The operator itself, and what a handful of *secants* (steps and the changes of a gradient along them) say
+about an operator or about its inverse. What products alone tell of its spectrum is in `spectra`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +24,14 @@ class SymmetricOperator:
         Maps (case, n) to (case, n); row i is the product of case i's operator.
     like
         Any tensor (case, n) with the operator's sizes, dtype and device.
+    restrict
+        Makes the operator of some of the cases (indices), so that cases that are done cost nothing. Left out, `select` goes on
+        multiplying all of them and keeps the rows that are asked for.
     """
 
     matvec: Callable[[Tensor], Tensor]
     like: Tensor
+    restrict: Callable[[Tensor], SymmetricOperator] | None = None
 
     def __matmul__(self, v: Float[Tensor, "case n"]) -> Float[Tensor, "case n"]:
         return self.matvec(v)
@@ -38,6 +41,16 @@ class SymmetricOperator:
         """n, the number of input elements."""
         return self.like.shape[1]
 
+    def select(self, cases: Tensor) -> SymmetricOperator:
+        """The operator of some of the cases (indices)."""
+        if self.restrict is not None:
+            return self.restrict(cases)
+
+        def product(v: Tensor) -> Tensor:
+            return self.matvec(torch.zeros_like(self.like).index_copy(0, cases, v))[cases]
+
+        return SymmetricOperator(product, self.like[cases])
+
     def dense(self) -> Float[Tensor, "case n n"]:
         """All entries, by n products; for tests and tiny problems."""
         eye = torch.eye(self.size, dtype=self.like.dtype, device=self.like.device)
@@ -46,91 +59,19 @@ class SymmetricOperator:
 
 
 @dataclass(frozen=True, eq=False)
-class RitzPairs:
-    """Approximate eigenpairs: `values` (case, k) ascending, `vectors` (case, k, n) orthonormal,
-    `residuals` (case, k), each a bound on the distance of its value to the nearest eigenvalue.
-    """
-
-    values: Tensor
-    vectors: Tensor
-    residuals: Tensor
-
-
-def lanczos(
-    operator: SymmetricOperator,
-    steps: int,
-    *,
-    start: Float[Tensor, "case n"],
-    deflate: Float[Tensor, "case k n"] | None = None,
-    generator: Generator | None = None,
-) -> RitzPairs:
-    """`steps` Ritz pairs of `operator` on the complement of `deflate`, by Lanczos (1950).
-
-    Two-pass full reorthogonalisation, also against `deflate` in every step: a projection inside the
-    operator alone lets rounding drift the basis into the deflated directions and invents eigenvalues.
-    Where the Krylov space of a case is exhausted it goes on with a random vector, so that multiple
-    eigenvalues are found; those draws come from `generator` (required where that can happen).
-
-    Parameters
-    ----------
-    steps
-        Number of products; at most n minus the deflated directions.
-    start
-        First direction per case; only its part outside `deflate` counts.
-    deflate
-        Orthonormal directions (case, k, n) to leave out.
-    """
-    cases, n = start.shape
-    known = start.new_zeros((cases, 0, n)) if deflate is None else deflate
-    basis = start.new_zeros((cases, steps, n))
-    diagonal, off = start.new_zeros((cases, steps)), start.new_zeros((cases, steps))
-    tiny = torch.finfo(start.dtype).eps * 10
-    vector = _unit(_orthogonalise(_orthogonalise(start, known), known))
-    scale = start.new_zeros(cases)
-    for k in range(steps):
-        basis[:, k] = vector
-        product = operator @ vector
-        scale = torch.maximum(scale, product.norm(dim=1))
-        diagonal[:, k] = (vector * product).sum(1)
-        rest = product
-        for _ in range(2):
-            rest = _orthogonalise(_orthogonalise(rest, known), basis[:, : k + 1])
-        length = rest.norm(dim=1)
-        exhausted = length <= tiny * scale.clamp_min(torch.finfo(start.dtype).tiny)
-        off[:, k] = length.masked_fill(exhausted, 0.0)
-        if k + 1 < steps:
-            fresh = rest
-            if generator is not None:
-                draw = torch.randn(start.shape, generator=generator, dtype=start.dtype, device=generator.device)
-                draw = draw.to(start.device)
-                for _ in range(2):
-                    draw = _orthogonalise(_orthogonalise(draw, known), basis[:, : k + 1])
-                fresh = torch.where(exhausted[:, None], draw, rest)
-            vector = _unit(fresh)
-    tridiagonal = torch.diag_embed(diagonal)
-    if steps > 1:
-        side = torch.diag_embed(off[:, :-1], offset=1)
-        tridiagonal = tridiagonal + side + side.transpose(1, 2)
-    finite = torch.isfinite(tridiagonal).flatten(1).all(1)
-    values, small = torch.linalg.eigh(torch.where(finite[:, None, None], tridiagonal, torch.zeros_like(tridiagonal)))
-    values = values.masked_fill(~finite[:, None], float("nan"))
-    vectors = torch.einsum("ckm,ckn->cmn", small, basis)
-    residuals = off[:, -1:] * small[:, -1, :].abs()
-    return RitzPairs(values, vectors, residuals)
-
-
-@dataclass(frozen=True, eq=False)
 class SecantOperator:
     """The symmetric operator that a few secants determine, and how far they were from symmetric.
 
     `basis` (case, k, n) is orthonormal, `images` (case, k, n) the operator's products with it; on the
     complement of the basis the operator is as small as symmetry allows. `asymmetry` (case,) is the
-    Frobenius norm of the antisymmetric part that was averaged away, relative to the symmetric part.
+    Frobenius norm of the antisymmetric part that was averaged away, relative to the symmetric part; `skew`
+    (case,) the largest singular value of that antisymmetric part, in the operator's own units.
     """
 
     basis: Tensor
     images: Tensor
     asymmetry: Tensor
+    skew: Tensor
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Product (case, n): H v = Q W'v + W Q'v - Q (Q'W) Q'v, with Q the basis and W its images."""
@@ -138,7 +79,13 @@ class SecantOperator:
 
     def operator(self) -> SymmetricOperator:
         """The same thing as a `SymmetricOperator`."""
-        return SymmetricOperator(lambda v: self @ v, like=self.basis.sum(1))
+        return SymmetricOperator(
+            lambda v: self @ v, like=self.basis.sum(1), restrict=lambda c: self.select(c).operator()
+        )
+
+    def select(self, cases: Tensor) -> SecantOperator:
+        """The operator of some of the cases (indices)."""
+        return SecantOperator(self.basis[cases], self.images[cases], self.asymmetry[cases], self.skew[cases])
 
 
 def secant_product(basis: Tensor, images: Tensor, v: Tensor) -> Tensor:
@@ -177,7 +124,15 @@ def from_secants(steps: Float[Tensor, "case k n"], changes: Float[Tensor, "case 
     size = even.flatten(1).norm(dim=1)
     asymmetry = skew.flatten(1).norm(dim=1) / size.clamp_min(torch.finfo(steps.dtype).tiny)
     images = images - torch.einsum("clk,cln->ckn", skew, basis)
-    return SecantOperator(basis, images, torch.where(size > 0, asymmetry, torch.zeros_like(asymmetry)))
+    asymmetry = torch.where(size > 0, asymmetry, torch.zeros_like(asymmetry))
+    return SecantOperator(basis, images, asymmetry, spectral_norm(skew))
+
+
+def spectral_norm(matrices: Float[Tensor, "case k k"]) -> Float[Tensor, " case"]:
+    """The largest singular value of each matrix, NaN where one is not finite."""
+    finite = torch.isfinite(matrices).flatten(1).all(1)
+    norms = torch.linalg.matrix_norm(torch.where(finite[:, None, None], matrices, torch.zeros_like(matrices)), 2)
+    return norms.masked_fill(~finite, float("nan"))
 
 
 def inverse_secant_product(
@@ -202,12 +157,3 @@ def inverse_secant_product(
         back = weight[:, k] * (changes[:, k] * v).sum(1)
         v = v + (along[k] - back)[:, None] * steps[:, k]
     return v
-
-
-def _orthogonalise(v: Tensor, basis: Tensor) -> Tensor:
-    return v - torch.einsum("ckn,ck->cn", basis, torch.einsum("ckn,cn->ck", basis, v))
-
-
-def _unit(v: Tensor) -> Tensor:
-    length = v.norm(dim=1, keepdim=True)
-    return torch.where(length > 0, v / torch.where(length > 0, length, torch.ones_like(length)), torch.zeros_like(v))

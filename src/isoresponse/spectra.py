@@ -1,0 +1,385 @@
+"""What products alone tell of a symmetric operator: its extreme eigenvalues, its trace, its whole spectrum.
+
+Everything is batched over cases and works on the complement of given directions (`deflate`), so that the
+normal of a contour never leaks into the curvatures of the contour. Each answer has its own error: a
+residual per eigenvalue, a standard error per trace, the spread over probes of a spectral density. Random
+vectors are shared by all cases and depend on the step only, so that a case alone equals itself in a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from isoresponse.loop import Status, mark, status_tensor
+from isoresponse.operators import SymmetricOperator
+
+End = Literal["both", "outward", "inward"]  # which eigenvalues: largest in size, most positive, most negative
+
+
+@dataclass(frozen=True, eq=False)
+class RitzPairs:
+    """Approximate eigenpairs: `values` (case, k), `vectors` (case, k, n) orthonormal, `residuals` (case, k), each
+    a bound on the distance of its value to the nearest eigenvalue, rounding included; `products` (case,) spent and how
+    the case ended.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    products: Tensor
+    status: Tensor
+
+
+def lanczos(
+    operator: SymmetricOperator,
+    steps: int,
+    *,
+    start: Float[Tensor, "case n"],
+    deflate: Float[Tensor, "case k n"] | None = None,
+    generator: Generator | None = None,
+) -> RitzPairs:
+    """`steps` Ritz pairs, ascending, of `operator` on the complement of `deflate`, by Lanczos (1950).
+
+    Two-pass full reorthogonalisation, also against `deflate` in every step: a projection inside the
+    operator alone lets rounding drift the basis into the deflated directions and invents eigenvalues.
+    Where the Krylov space of a case is exhausted it goes on with a random vector, so that multiple
+    eigenvalues are found; those draws come from `generator` (required where that can happen).
+
+    Parameters
+    ----------
+    steps
+        Number of products; at most n minus the deflated directions.
+    start
+        First direction per case; only its part outside `deflate` counts.
+    deflate
+        Orthonormal directions (case, k, n) to leave out.
+    """
+    krylov = _Krylov(operator, start, deflate, generator, steps)
+    for _ in range(steps):
+        krylov.extend()
+    values, small = krylov.ritz()
+    return krylov.pairs(values, small, status_tensor(Status.DONE, start))
+
+
+def extreme_eigenpairs(
+    operator: SymmetricOperator,
+    rank: int,
+    *,
+    deflate: Float[Tensor, "case k n"] | None = None,
+    end: End = "both",
+    rtol: float | None = None,
+    max_steps: int | None = None,
+    generator: Generator,
+) -> RitzPairs:
+    """The `rank` eigenpairs at one end of the spectrum, or of largest size, in descending order.
+
+    Lanczos until the residual of every wanted pair is below `rtol` times the largest eigenvalue in size, checked per
+    case; cases that are done leave the batch. A repeated eigenvalue is invisible to one Krylov space: where the space
+    is exhausted the search goes on from fresh random vectors until one of them adds nothing to the wanted values.
+
+    Parameters
+    ----------
+    end
+        "outward": the most positive, "inward": the most negative, "both": the largest in size.
+    rtol
+        Relative residual, by default the square root of the precision; the error of a value that is well apart from
+        the others is about its square.
+    max_steps
+        Products at most (status MAX_STEPS, with the residuals reached); by default 20 * rank + 100 or all there are.
+    """
+    cases, n = operator.like.shape
+    free = n - (0 if deflate is None else deflate.shape[1])
+    limit = min(free, 20 * rank + 100 if max_steps is None else max_steps)
+    eps = torch.finfo(operator.like.dtype).eps
+    rtol = eps**0.5 if rtol is None else rtol
+    start = _shared_draw(operator.like, generator)
+    krylov = _Krylov(operator, start, deflate, generator, min(limit, 2 * rank + 16))
+    best = RitzPairs(
+        start.new_full((cases, rank), float("nan")), start.new_zeros((cases, rank, n)),
+        start.new_full((cases, rank), float("nan")), torch.zeros_like(start[:, 0], dtype=torch.int64),
+        status_tensor(Status.RUNNING, start),
+    )  # fmt: skip
+    running = torch.arange(cases, device=start.device)  # rows of the batch that `krylov` still holds
+    check = rank
+    while len(running) > 0:
+        krylov.extend()
+        if krylov.steps < min(check, limit):
+            continue
+        check = krylov.steps + max(2, krylov.steps // 10)
+        values, small = krylov.ritz()
+        order = _wanted(values, rank, end)
+        finite = torch.isfinite(values).all(1)
+        size = values.abs().amax(1, keepdim=True)
+        residuals = krylov.residuals(small).gather(1, order)
+        done = (residuals <= rtol * size + krylov.noise[:, None]).all(1) & krylov.nothing_new(rank, end, rtol)
+        last = torch.full_like(done, krylov.steps >= limit)
+        complete = torch.full_like(done, krylov.steps == free)
+        ended = (done | last | ~finite) & (best.status[running] == int(Status.RUNNING))
+        status = mark(
+            status_tensor(Status.MAX_STEPS, values), (done | complete, Status.DONE), (~finite, Status.NOT_FINITE)
+        )
+        rows = torch.nonzero(ended).flatten()
+        if len(rows) > 0:
+            picked = krylov.pairs(values, small, status, order, rows)
+            for held, new in zip(_fields(best), _fields(picked), strict=True):
+                held[running[rows]] = new
+        left = torch.nonzero(best.status[running] == int(Status.RUNNING)).flatten()
+        if len(left) == 0:
+            break
+        if 2 * len(left) <= len(running):
+            krylov, running = krylov.select(left), running[left]
+    return best
+
+
+def trace(
+    operator: SymmetricOperator,
+    probes: int,
+    *,
+    deflate: Float[Tensor, "case k n"] | None = None,
+    generator: Generator,
+) -> tuple[Float[Tensor, " case"], Float[Tensor, " case"]]:
+    """Trace (case,) on the complement of `deflate`, and its standard error: XTrace (Epperly, Tropp, Webber 2024).
+
+    `probes` random vectors and as many products more: every probe's image joins a basis on which the trace is exact, and
+    estimates what the other images' basis leaves over, so the error falls with the spectrum and not only with the root
+    of the number. Where 2 * `probes` reaches the dimension the trace is taken exactly, and its error is rounding.
+    """
+    cases, n = operator.like.shape
+    known = operator.like.new_zeros((cases, 0, n)) if deflate is None else deflate
+    free = n - known.shape[1]
+    eps = torch.finfo(operator.like.dtype).eps
+    if 2 * probes >= free:
+        full = complement(known)
+        terms = torch.stack([(q * (operator @ q)).sum(1) for q in full.unbind(1)], 1)
+        return terms.sum(1), eps * terms.abs().sum(1)
+    draws = torch.randn((probes, n), generator=generator, dtype=known.dtype, device=generator.device).to(known.device)
+    omega = draws.expand(cases, probes, n)
+    omega = omega - torch.einsum("cpk,ckn->cpn", torch.einsum("cpn,ckn->cpk", omega, known), known)
+    images = torch.stack([operator @ w for w in omega.unbind(1)], 1)
+    finite = torch.isfinite(images).flatten(1).all(1)
+    images = torch.where(finite[:, None, None], images, torch.zeros_like(images))
+    # --- an orthonormal basis of the images; the jitter only matters where they are dependent and multiply to zero
+    size = images.flatten(1).norm(dim=1).clamp_min(torch.finfo(known.dtype).tiny)
+    basis, upper = torch.linalg.qr((images / size[:, None, None]).transpose(1, 2))
+    basis = basis.transpose(1, 2)
+    upper = upper + 10 * eps * torch.eye(probes, dtype=upper.dtype, device=upper.device)
+    basis = basis - torch.einsum("cpk,ckn->cpn", torch.einsum("cpn,ckn->cpk", basis, known), known)
+    again = torch.stack([operator @ q for q in basis.unbind(1)], 1)
+    # --- leave one out: without probe i the basis loses the direction s_i (columns of the inverse transpose of R)
+    eye = torch.eye(probes, dtype=upper.dtype, device=upper.device).expand_as(upper)
+    out = torch.linalg.solve_triangular(upper.transpose(1, 2), eye, upper=False)
+    out = out / out.norm(dim=1, keepdim=True)
+    inner = torch.einsum("cpn,cqn->cpq", basis, again)
+    captured = torch.diagonal(inner, dim1=1, dim2=2).sum(1, keepdim=True)
+    captured = captured - torch.einsum("cpi,cpq,cqi->ci", out, inner, out)
+    seen = torch.einsum("cpn,cin->cpi", basis, omega)
+    seen = seen - out * (out * seen).sum(1, keepdim=True)
+    rest = omega - torch.einsum("cpi,cpn->cin", seen, basis)
+    rest_image = images - torch.einsum("cpi,cpn->cin", seen, again)
+    ratio = (free - probes + 1) / rest.square().sum(2)  # probes of equal length have less variance
+    each = captured + ratio * (rest * rest_image).sum(2)
+    value = each.mean(1).masked_fill(~finite, float("nan"))
+    spread = each.std(1) / probes**0.5 + eps * size
+    return value, spread.masked_fill(~finite, float("nan"))
+
+
+def quadrature(
+    operator: SymmetricOperator,
+    probes: int,
+    steps: int,
+    *,
+    deflate: Float[Tensor, "case k n"] | None = None,
+    generator: Generator,
+) -> tuple[Float[Tensor, "case probe node"], Float[Tensor, "case probe node"], Float[Tensor, " case"]]:
+    """Nodes and weights of the spectral density, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
+
+    For each of `probes` random vectors the `steps` nodes with their weights (that sum to one) are the Gauss quadrature
+    of the density seen by that vector; their mean over probes estimates the density, their spread its error. Third, the
+    rounding of the products (case,), in the units of the nodes. `steps` that reach the dimension give every eigenvalue, and
+    then one probe with equal weights is the exact spectrum.
+    """
+    n = operator.size
+    free = n - (0 if deflate is None else deflate.shape[1])
+    nodes, weights, noise = [], [], torch.zeros_like(operator.like[:, 0])
+    for _ in range(1 if steps >= free else probes):
+        krylov = _Krylov(operator, _shared_draw(operator.like, generator), deflate, generator, min(steps, free))
+        for _ in range(min(steps, free)):
+            krylov.extend()
+        values, small = krylov.ritz()
+        weight = small[:, 0, :].square()
+        nodes.append(values)
+        weights.append(torch.full_like(weight, 1 / free) if steps >= free else weight)
+        noise = torch.maximum(noise, krylov.noise)
+    return torch.stack(nodes, 1), torch.stack(weights, 1), noise
+
+
+class _Krylov:
+    """A growing orthonormal basis of a Krylov space per case, and the operator's tridiagonal matrix in it."""
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        start: Tensor,
+        deflate: Tensor | None,
+        generator: Generator | None,
+        capacity: int,
+    ) -> None:
+        cases, n = start.shape
+        known = start.new_zeros((cases, 0, n)) if deflate is None else deflate
+        self.operator, self.known, self.steps = operator, known.shape[1], 0
+        self.rows = torch.cat([known, start.new_zeros((cases, capacity, n))], 1)  # deflated directions, then the basis
+        self.diagonal, self.off = start.new_zeros((cases, 0)), start.new_zeros((cases, 0))
+        self.seams = start.new_zeros(
+            (cases, 2), dtype=torch.int64
+        )  # steps at which the space was exhausted: last, before
+        self.scale, self.drift = start.new_zeros(cases), start.new_zeros(cases)
+        self.next = _unit(self._outside(start, self.known, passes=2))
+        # draws depend on the step alone, not on which cases happen to need one
+        self.seed = (
+            None if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        )
+
+    @property
+    def noise(self) -> Tensor:
+        """How far rounding moves eigenvalues (case,): what products gave where symmetry and orthogonality ask for zero."""
+        return self.drift.sqrt() + torch.finfo(self.scale.dtype).eps * self.scale
+
+    def extend(self) -> None:
+        """One product and one more basis vector."""
+        k, first = self.steps, self.known
+        if first + k == self.rows.shape[1]:
+            more = max(8, k // 2)
+            self.rows = torch.cat([self.rows, self.rows.new_zeros((len(self.rows), more, self.rows.shape[2]))], 1)
+        self.rows[:, first + k] = self.next
+        product = self.operator @ self.next
+        self.scale = torch.maximum(self.scale, product.norm(dim=1))
+        known = self.rows[:, : first + k + 1]
+        weights = torch.bmm(known, product[:, :, None])[:, :, 0]
+        rest = self._outside(product - torch.bmm(weights[:, None], known)[:, 0], first + k + 1)
+        inside = weights[:, first:]
+        self.diagonal = torch.cat([self.diagonal, inside[:, -1:]], 1)
+        expected = torch.cat([torch.zeros_like(inside[:, :-1]), inside[:, -1:]], 1)
+        if k > 0:
+            expected[:, -2] = self.off[:, -1]
+        self.drift = self.drift + (inside - expected).square().sum(1)
+        length = rest.norm(dim=1)
+        eps, tiny = torch.finfo(rest.dtype).eps, torch.finfo(rest.dtype).tiny
+        exhausted = length <= 100 * eps * self.scale.clamp_min(tiny)
+        self.drift = self.drift + torch.where(exhausted, length.square(), torch.zeros_like(length))
+        self.off = torch.cat([self.off, length.masked_fill(exhausted, 0.0)[:, None]], 1)
+        self.steps = k + 1
+        moved = torch.stack([torch.full_like(self.seams[:, 0], self.steps), self.seams[:, 0]], 1)
+        self.seams = torch.where(exhausted[:, None], moved, self.seams)
+        if self.seed is not None and bool(exhausted.any()):
+            source = Generator().manual_seed((self.seed + self.steps) % 2**63)
+            draw = torch.randn(rest.shape[1], generator=source, dtype=rest.dtype).to(rest.device).expand_as(rest)
+            rest = torch.where(exhausted[:, None], self._outside(draw, first + k + 1, passes=2), rest)
+        self.next = _unit(rest)
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Ritz values (case, steps) ascending, NaN where not finite, and their vectors (case, step, value) in the basis."""
+        small = self._tridiagonal(self.diagonal, self.off)
+        finite = torch.isfinite(small).flatten(1).all(1)
+        values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], small, torch.zeros_like(small)))
+        return values.masked_fill(~finite[:, None], float("nan")), vectors
+
+    def residuals(self, small: Tensor) -> Tensor:
+        """Bounds (case, steps) on the distance of each Ritz value to the nearest eigenvalue."""
+        return self.off[:, -1:] * small[:, -1, :].abs() + self.noise[:, None]
+
+    def pairs(
+        self, values: Tensor, small: Tensor, status: Tensor, order: Tensor | None = None, rows: Tensor | None = None
+    ) -> RitzPairs:
+        """The Ritz pairs `order` (case, rank) of the cases `rows`; all of all cases where left out."""
+        rows = torch.arange(len(values), device=values.device) if rows is None else rows
+        order = torch.arange(values.shape[1], device=values.device).expand_as(values) if order is None else order
+        order = order[rows]
+        columns = small[rows].gather(2, order[:, None].expand(-1, small.shape[1], -1))
+        basis = self.rows[rows, self.known : self.known + self.steps]
+        vectors = torch.einsum("ckm,ckn->cmn", columns, basis)
+        spent = torch.full_like(status[rows], self.steps)
+        return RitzPairs(
+            values[rows].gather(1, order), vectors, self.residuals(small)[rows].gather(1, order), spent, status[rows]
+        )
+
+    def nothing_new(self, rank: int, end: End, rtol: float) -> Tensor:
+        """Whether a case may stop (case,): it never met the end of a Krylov space, or the last whole space from a
+        fresh start added nothing to the `rank` wanted values.
+        """
+        never = self.seams[:, 0] == 0
+        if bool(never.all()):
+            return never
+        unwanted = {"both": 0.0, "outward": -2.0, "inward": 2.0}[end] * (self.scale + 1)
+        last, before = (self._leading(at, unwanted) for at in self.seams.unbind(1))
+        last, before = (v.gather(1, _wanted(v, rank, end)) for v in (last, before))
+        size = last.abs().amax(1)
+        same = (last - before).abs().amax(1) <= rtol * size + self.noise
+        return never | (same & (self.seams[:, 1] >= rank))
+
+    def select(self, cases: Tensor) -> _Krylov:
+        """The same state for some of the cases (indices)."""
+        part = object.__new__(_Krylov)
+        part.__dict__.update(self.__dict__)
+        for name in ("rows", "diagonal", "off", "seams", "scale", "drift", "next"):
+            setattr(part, name, getattr(self, name)[cases])
+        part.operator = self.operator.select(cases)
+        return part
+
+    def _outside(self, v: Tensor, count: int, passes: int = 1) -> Tensor:
+        """`v` without its part along the first `count` rows; two passes in all are enough (Kahan, in Parlett 1980)."""
+        rows = self.rows[:, :count]
+        for _ in range(passes):
+            v = v - torch.bmm(torch.bmm(rows, v[:, :, None]).transpose(1, 2), rows)[:, 0]
+        return v
+
+    def _leading(self, sizes: Int[Tensor, " case"], fill: Tensor) -> Tensor:
+        """Eigenvalues (case, steps) of the leading block of each case's tridiagonal matrix, the rest being `fill`."""
+        place = torch.arange(self.steps, device=sizes.device)
+        diagonal = torch.where(place < sizes[:, None], self.diagonal, fill[:, None])
+        small = self._tridiagonal(diagonal, self.off * (place + 1 < sizes[:, None]))
+        return torch.linalg.eigvalsh(torch.nan_to_num(small))
+
+    @staticmethod
+    def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
+        side = torch.diag_embed(off[:, :-1], offset=1)
+        return torch.diag_embed(diagonal) + side + side.transpose(1, 2)
+
+
+def _wanted(values: Tensor, rank: int, end: End) -> Tensor:
+    """Places (case, rank) of the wanted ones among ascending `values`, in descending order of value."""
+    count = values.shape[1]
+    if end == "both":
+        order = values.abs().argsort(dim=1, descending=True, stable=True)[:, :rank]
+        return order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    first = count - 1 if end == "outward" else rank - 1
+    return (first - torch.arange(rank, device=values.device)).expand(len(values), rank)
+
+
+def _fields(pairs: RitzPairs) -> tuple[Tensor, ...]:
+    return pairs.values, pairs.vectors, pairs.residuals, pairs.products, pairs.status
+
+
+def _shared_draw(like: Tensor, generator: Generator) -> Tensor:
+    """One random direction for all cases (case, n)."""
+    draw = torch.randn(like.shape[1], generator=generator, dtype=like.dtype, device=generator.device)
+    return draw.to(like.device).expand_as(like)
+
+
+def complement(known: Float[Tensor, "case k n"]) -> Float[Tensor, "case m n"]:
+    """An orthonormal basis (case, n - k, n) of the complement of orthonormal rows (case, k, n)."""
+    k = known.shape[1]
+    if k == 0:
+        n = known.shape[2]
+        return torch.eye(n, dtype=known.dtype, device=known.device).expand(len(known), n, n)
+    full = torch.linalg.qr(torch.nan_to_num(known).transpose(1, 2), mode="complete").Q
+    return full[:, :, k:].transpose(1, 2)
+
+
+def _unit(v: Tensor) -> Tensor:
+    length = v.norm(dim=1, keepdim=True)
+    return torch.where(length > 0, v / torch.where(length > 0, length, torch.ones_like(length)), torch.zeros_like(v))
