@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from isoresponse.operators import SymmetricOperator
     from isoresponse.paths import Path, gradient_path, iso_walk
     from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
+    from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point, to_level
     from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance
 
@@ -104,6 +105,7 @@ _HOME = {
         "contours",
         "response_surface",
     ),
+    "sections": ("SectionCurvature", "plane_basis", "sagitta_curvature", "section", "section_curvature"),
     "solve": (
         "closest_point",
         "to_level",
@@ -137,6 +139,7 @@ __all__ = [
     "Plane",
     "Prediction",
     "ResponseSurface",
+    "SectionCurvature",
     "Solution",
     "Status",
     "SymmetricOperator",
@@ -155,10 +158,14 @@ __all__ = [
     "mean_curvature",
     "most_exciting_input",
     "normal_curvature",
+    "plane_basis",
     "predict_distance",
     "principal_curvatures",
     "response_surface",
+    "sagitta_curvature",
     "secant_jet",
+    "section",
+    "section_curvature",
     "shape_operator",
     "smoothed_jet",
     "subspace_curvatures",

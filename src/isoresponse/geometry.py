@@ -82,7 +82,7 @@ class MeanCurvature:
     )
     standard_error: Tensor = axes("case", units="1/input", about="standard error of the trace estimate")
     error: Tensor = axes(
-        "case", units="1/input", about="error at the stated scale: twice the standard error, and the jet's"
+        "case", units="1/input", about="error at the stated scale: three standard errors, and the jet's"
     )
     scale: Tensor = axes("case", **_SCALE)
     status: Tensor = axes("case", **_STATUS)
@@ -256,8 +256,9 @@ def principal_curvatures(
     """The `rank` principal curvatures of largest size, or at one end of the spectrum, with directions and residuals.
 
     Lanczos with the normal deflated, until every residual is below `rtol` times the largest curvature of the case. A case
-    that does not get there has status MAX_STEPS, and its residuals say how far it got. Where the jet measured some
-    directions only, these are the curvatures of the contour within them.
+    that does not get there has status MAX_STEPS, and its residuals say how far it got. A curvature that is repeated exactly
+    amid many different ones may be found once only; `rtol=0` goes on until every direction has been seen. Where the jet
+    measured some directions only, these are the curvatures of the contour within them.
 
     Parameters
     ----------
@@ -367,7 +368,9 @@ def mean_curvature(jet: Jet, *, probes: int = 16, generator: Generator) -> MeanC
     status = mark(jet.status, (~torch.isfinite(total) & ~failed(jet.status), Status.NOT_FINITE))
     bad = failed(status)
     value, standard_error = ((t / part.size).masked_fill(bad, torch.nan) for t in (total, spread))
-    error = 2 * standard_error + _jet_error(jet, value)
+    error = 3 * standard_error + _jet_error(
+        jet, value
+    )  # with 16 probes two cover 86 % (XTrace's own is a little small)
     return MeanCurvature(value, standard_error, error, jet.scale, status, jet.estimator)
 
 

@@ -126,13 +126,42 @@ def response_surface(
     if size < 2 or not (x[0] < x[1] and y[0] < y[1]):
         raise ValueError(f"a surface needs size >= 2 and increasing ranges, got size={size}, x={x}, y={y}.")
     xs, ys = (torch.linspace(low, high, size).to(plane.origin) for low, high in (x, y))
-    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).reshape(-1, 2)
-    parts = [plane.inject(part) for part in grid.split(batch_size)]
-    response = torch.cat([neuron.value(p) for p in parts]).reshape(size, size)
-    inside = torch.cat([neuron.box.contains(p, atol=1e-6) for p in parts]).reshape(size, size)
+    response, inside = plane_responses(neuron, plane.origin, plane.basis[None], grid_of(xs, ys), batch_size=batch_size)
+    response, inside = (t.reshape(size, size) for t in (response, inside))
     gradient = neuron.value_and_grad(plane.origin[None])[1].flatten()
     share = (plane.basis @ gradient).norm() / gradient.norm()
     return ResponseSurface(plane, xs, ys, response, inside, torch.arccos(share.clamp(max=1.0)))
+
+
+def grid_of(x: Float[Tensor, " x"], y: Float[Tensor, " y"]) -> Float[Tensor, "point 2"]:
+    """All pairs (a, b) of the two coordinates, row by row of constant y."""
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
+
+
+def plane_responses(
+    neuron: Neuron,
+    origin: Float[Tensor, "*shape"],
+    bases: Float[Tensor, "plane 2 n"],
+    coordinates: Float[Tensor, "point 2"],
+    *,
+    batch_size: int = 1024,
+) -> tuple[Float[Tensor, "plane point"], Tensor]:
+    """Responses (plane, point) at the same coordinates of many planes through one origin, and which lie in the box.
+
+    Inputs are made a batch at a time, whole planes together where they fit.
+    """
+    bounded = any(bool(torch.isfinite(bound).any()) for bound in neuron.box.bounds(origin))
+    responses, inside = [], []
+    for group in bases.split(max(1, batch_size // len(coordinates))):
+        parts, fits = [], []
+        for part in coordinates.split(batch_size):
+            inputs = torch.matmul(part, group).add_(origin.flatten()).reshape(-1, *origin.shape)
+            parts.append(neuron.value(inputs).reshape(len(group), len(part)))
+            if bounded:
+                fits.append(neuron.box.contains(inputs, atol=1e-6).reshape(len(group), len(part)))
+        responses.append(torch.cat(parts, 1))
+        inside.append(torch.cat(fits, 1) if bounded else torch.ones_like(responses[-1], dtype=torch.bool))
+    return torch.cat(responses), torch.cat(inside)
 
 
 def contours(surface: ResponseSurface, level: float) -> list[Float[Tensor, "point 2"]]:
