@@ -17,8 +17,8 @@ Nothing switches from one to another silently: a jet carries its estimator, its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -69,7 +69,16 @@ class Jet:
         return replace(take(self, cases), hessian=self.hessian.select(cases))
 
 
-JetBuilder = Callable[[Neuron, Tensor], Jet]  # exact_jet, or partial(secant_jet, scale=0.5), ...
+@runtime_checkable
+class JetBuilder(Protocol):
+    """Any function from a neuron and inputs (case, *shape) to a `Jet`: `exact_jet`, or `partial(secant_jet, scale=0.5)`.
+
+    The jet must have one case per input; a case that has no geometry gets a status, and does not raise.
+    """
+
+    def __call__(self, neuron: Neuron, x: Tensor, /) -> Jet:
+        """The jets of `neuron` at `x`."""
+        ...
 
 
 def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
