@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isoresponse.checks import NeuronCheck, check_neuron
     from isoresponse.classifier import Classifier
     from isoresponse.crossing import Solution
+    from isoresponse.directions import attack_directions, comparison_directions, phase_shifted, random_directions
     from isoresponse.exciting import MostExciting, most_exciting_input
     from isoresponse.geometry import (
         Curvatures,
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
     from isoresponse.loop import Status
     from isoresponse.neuron import Box, Neuron
     from isoresponse.operators import SymmetricOperator
+    from isoresponse.paiton2020 import PublishedCurvatures, published_curvatures
     from isoresponse.paths import Path, gradient_path, iso_walk
     from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point, to_level
+    from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
     from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance
 
 __version__ = "0.1.0"
@@ -58,6 +61,7 @@ _HOME = {
     ),
     "classifier": ("Classifier",),
     "crossing": ("Solution",),
+    "directions": ("attack_directions", "comparison_directions", "phase_shifted", "random_directions"),
     "exciting": (
         "MostExciting",
         "most_exciting_input",
@@ -94,6 +98,7 @@ _HOME = {
         "Neuron",
     ),
     "operators": ("SymmetricOperator",),
+    "paiton2020": ("PublishedCurvatures", "published_curvatures"),
     "paths": (
         "Path",
         "gradient_path",
@@ -110,6 +115,7 @@ _HOME = {
         "closest_point",
         "to_level",
     ),
+    "survey": ("PlaneSurvey", "SurveyGrid", "survey_planes"),
     "susceptibility": (
         "Comparison",
         "Prediction",
@@ -137,16 +143,21 @@ __all__ = [
     "NormalCurvature",
     "Path",
     "Plane",
+    "PlaneSurvey",
     "Prediction",
+    "PublishedCurvatures",
     "ResponseSurface",
     "SectionCurvature",
     "Solution",
     "Status",
+    "SurveyGrid",
     "SymmetricOperator",
     "Taxonomy",
+    "attack_directions",
     "check_neuron",
     "closest_point",
     "compare",
+    "comparison_directions",
     "contours",
     "curvature_spectrum",
     "exact_jet",
@@ -158,9 +169,12 @@ __all__ = [
     "mean_curvature",
     "most_exciting_input",
     "normal_curvature",
+    "phase_shifted",
     "plane_basis",
     "predict_distance",
     "principal_curvatures",
+    "published_curvatures",
+    "random_directions",
     "response_surface",
     "sagitta_curvature",
     "secant_jet",
@@ -169,6 +183,7 @@ __all__ = [
     "shape_operator",
     "smoothed_jet",
     "subspace_curvatures",
+    "survey_planes",
     "taxonomy",
     "to_level",
     "units",

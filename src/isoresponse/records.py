@@ -103,7 +103,8 @@ def write_store(dataset: xr.Dataset, path: Path, *, settings: dict[str, Any] | N
         raise FileExistsError(f"{path} exists; give another path or remove it.")
     origin = provenance(settings)
     attrs = {k: v if isinstance(v, str | int) else json.dumps(v) for k, v in origin.items()}
-    dataset.assign_attrs(attrs).to_zarr(path, mode="w-", consolidated=False)
+    text = {n: v.astype(np.dtypes.StringDType()) for n, v in dataset.variables.items() if v.dtype.kind == "U"}
+    dataset.assign(text).assign_attrs(attrs).to_zarr(path, mode="w-", consolidated=False)
 
 
 def read_store(path: Path) -> xr.Dataset:
