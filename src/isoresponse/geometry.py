@@ -441,7 +441,7 @@ def _tangents(jet: Jet) -> _Tangents:
     n = jet.gradient.shape[1]
     if jet.basis is None:
         normal = torch.nan_to_num(jet.normal)
-        return _Tangents(shape_operator(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
+        return _Tangents(_bending(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
     # --- the measured directions that are tangent: exactly known, whatever the Hessian does elsewhere
     inside = torch.nan_to_num(torch.einsum("ckn,cn->ck", jet.basis, jet.normal))
     rows = torch.einsum("cjk,ckn->cjn", complement((inside / inside.norm(dim=1, keepdim=True))[:, None]), jet.basis)
@@ -451,6 +451,17 @@ def _tangents(jet: Jet) -> _Tangents:
         _small_operator(0.5 * (small + small.transpose(1, 2))), None, lambda v: torch.einsum("crj,cjn->crn", v, rows),
         rows.shape[1], "measured directions minus the normal",
     )  # fmt: skip
+
+
+def _bending(jet: Jet) -> SymmetricOperator:
+    """The shape operator on vectors that are tangent already, which saves a projection."""
+    normal, slope = jet.normal, -1 / jet.steepness[:, None]
+
+    def product(v: Tensor) -> Tensor:
+        bent = jet.hessian @ v
+        return torch.addcmul(bent, (normal * bent).sum(1, keepdim=True), normal, value=-1) * slope
+
+    return SymmetricOperator(product, jet.gradient, lambda cases: _bending(jet.select(cases)))
 
 
 def _small_operator(matrix: Tensor) -> SymmetricOperator:

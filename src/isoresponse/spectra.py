@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+from torch.linalg import vector_norm
 
 from isoresponse.loop import Status, mark, status_tensor
 from isoresponse.operators import SymmetricOperator
@@ -45,7 +46,7 @@ def lanczos(
 ) -> RitzPairs:
     """`steps` Ritz pairs, ascending, of `operator` on the complement of `deflate`, by Lanczos (1950).
 
-    Two-pass full reorthogonalisation, also against `deflate` in every step: a projection inside the
+    Full reorthogonalisation, also against `deflate` in every step: a projection inside the
     operator alone lets rounding drift the basis into the deflated directions and invents eigenvalues.
     Where the Krylov space of a case is exhausted it goes on with a random vector, so that multiple
     eigenvalues are found; those draws come from `generator` (required where that can happen).
@@ -110,7 +111,7 @@ def extreme_eigenpairs(
         krylov.extend()
         if krylov.steps < min(check, limit):
             continue
-        check = krylov.steps + max(2, krylov.steps // 10)
+        check = max(2 * rank, krylov.steps + max(2, krylov.steps // 8))
         values, small = krylov.ritz()
         order = _wanted(values, rank, end)
         finite = torch.isfinite(values).all(1)
@@ -131,7 +132,7 @@ def extreme_eigenpairs(
         left = torch.nonzero(best.status[running] == int(Status.RUNNING)).flatten()
         if len(left) == 0:
             break
-        if 2 * len(left) <= len(running):
+        if len(left) <= 0.8 * len(running):  # leaving cases out costs about two products of those that stay
             krylov, running = krylov.select(left), running[left]
     return best
 
@@ -233,12 +234,13 @@ class _Krylov:
         known = start.new_zeros((cases, 0, n)) if deflate is None else deflate
         self.operator, self.known, self.steps = operator, known.shape[1], 0
         self.rows = torch.cat([known, start.new_zeros((cases, capacity, n))], 1)  # deflated directions, then the basis
-        self.diagonal, self.off = start.new_zeros((cases, 0)), start.new_zeros((cases, 0))
+        self.diagonal: list[Tensor] = []  # (case, 1) each
+        self.off: list[Tensor] = []
         self.seams = start.new_zeros(
             (cases, 2), dtype=torch.int64
         )  # steps at which the space was exhausted: last, before
         self.scale, self.drift = start.new_zeros(cases), start.new_zeros(cases)
-        self.next = _unit(self._outside(start, self.known, passes=2))
+        self.next = _unit(self._outside(start, self.known))
         # draws depend on the step alone, not on which cases happen to need one
         self.seed = (
             None if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -255,42 +257,53 @@ class _Krylov:
         if first + k == self.rows.shape[1]:
             more = max(8, k // 2)
             self.rows = torch.cat([self.rows, self.rows.new_zeros((len(self.rows), more, self.rows.shape[2]))], 1)
-        self.rows[:, first + k] = self.next
-        product = self.operator @ self.next
-        self.scale = torch.maximum(self.scale, product.norm(dim=1))
-        known = self.rows[:, : first + k + 1]
-        weights = torch.bmm(known, product[:, :, None])[:, :, 0]
-        rest = self._outside(product - torch.bmm(weights[:, None], known)[:, 0], first + k + 1)
-        inside = weights[:, first:]
-        self.diagonal = torch.cat([self.diagonal, inside[:, -1:]], 1)
-        expected = torch.cat([torch.zeros_like(inside[:, :-1]), inside[:, -1:]], 1)
+        vector = self.next
+        self.rows[:, first + k] = vector
+        product = self.operator @ vector
+        self.scale = torch.maximum(self.scale, vector_norm(product, dim=1))
+        # --- what the three-term recurrence says first; then one pass over everything removes what rounding, or an operator that
+        # is not quite symmetric, has left, and measures it
+        along = (vector * product).sum(1, keepdim=True)
+        rest = torch.addcmul(product, along, vector, value=-1)
         if k > 0:
-            expected[:, -2] = self.off[:, -1]
-        self.drift = self.drift + (inside - expected).square().sum(1)
-        length = rest.norm(dim=1)
-        eps, tiny = torch.finfo(rest.dtype).eps, torch.finfo(rest.dtype).tiny
-        exhausted = length <= 100 * eps * self.scale.clamp_min(tiny)
-        self.drift = self.drift + torch.where(exhausted, length.square(), torch.zeros_like(length))
-        self.off = torch.cat([self.off, length.masked_fill(exhausted, 0.0)[:, None]], 1)
+            rest.addcmul_(self.off[-1], self.rows[:, first + k - 1], value=-1)
+        known = self.rows[:, : first + k + 1]
+        weights = torch.bmm(known, rest[:, :, None])
+        rest = torch.baddbmm(rest[:, None], weights.transpose(1, 2), known, alpha=-1)[:, 0]
+        self.diagonal.append(along + weights[:, -1])
+        self.drift = self.drift + weights[:, first:-1, 0].square().sum(1)
+        length = vector_norm(rest, dim=1, keepdim=True)
         self.steps = k + 1
+        tiny = torch.finfo(rest.dtype).tiny
+        exhausted = length <= 100 * torch.finfo(rest.dtype).eps * self.scale[:, None].clamp_min(tiny)
+        if bool(exhausted.any()):
+            rest, length = self._restart(rest, length, exhausted)
+        else:
+            rest = rest / length
+        self.off.append(length)
+        self.next = rest
+
+    def _restart(self, rest: Tensor, length: Tensor, exhausted: Tensor) -> tuple[Tensor, Tensor]:
+        """Next vectors (case, n) and couplings (case, 1), where the space of some cases is exhausted."""
+        self.drift = self.drift + torch.where(exhausted, length, torch.zeros_like(length))[:, 0].square()
         moved = torch.stack([torch.full_like(self.seams[:, 0], self.steps), self.seams[:, 0]], 1)
-        self.seams = torch.where(exhausted[:, None], moved, self.seams)
-        if self.seed is not None and bool(exhausted.any()):
+        self.seams = torch.where(exhausted, moved, self.seams)
+        if self.seed is not None:
             source = Generator().manual_seed((self.seed + self.steps) % 2**63)
             draw = torch.randn(rest.shape[1], generator=source, dtype=rest.dtype).to(rest.device).expand_as(rest)
-            rest = torch.where(exhausted[:, None], self._outside(draw, first + k + 1, passes=2), rest)
-        self.next = _unit(rest)
+            rest = torch.where(exhausted, self._outside(draw, self.known + self.steps), rest)
+        return _unit(rest), length.masked_fill(exhausted, 0.0)
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values (case, steps) ascending, NaN where not finite, and their vectors (case, step, value) in the basis."""
-        small = self._tridiagonal(self.diagonal, self.off)
+        small = _tridiagonal(torch.cat(self.diagonal, 1), torch.cat(self.off, 1))
         finite = torch.isfinite(small).flatten(1).all(1)
         values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], small, torch.zeros_like(small)))
         return values.masked_fill(~finite[:, None], float("nan")), vectors
 
     def residuals(self, small: Tensor) -> Tensor:
         """Bounds (case, steps) on the distance of each Ritz value to the nearest eigenvalue."""
-        return self.off[:, -1:] * small[:, -1, :].abs() + self.noise[:, None]
+        return self.off[-1] * small[:, -1, :].abs() + self.noise[:, None]
 
     def pairs(
         self, values: Tensor, small: Tensor, status: Tensor, order: Tensor | None = None, rows: Tensor | None = None
@@ -325,29 +338,32 @@ class _Krylov:
         """The same state for some of the cases (indices)."""
         part = object.__new__(_Krylov)
         part.__dict__.update(self.__dict__)
-        for name in ("rows", "diagonal", "off", "seams", "scale", "drift", "next"):
-            setattr(part, name, getattr(self, name)[cases])
+        part.rows = self.rows[cases]
+        part.diagonal, part.off = [d[cases] for d in self.diagonal], [o[cases] for o in self.off]
+        part.seams, part.scale, part.drift, part.next = (
+            t[cases] for t in (self.seams, self.scale, self.drift, self.next)
+        )
         part.operator = self.operator.select(cases)
         return part
 
-    def _outside(self, v: Tensor, count: int, passes: int = 1) -> Tensor:
-        """`v` without its part along the first `count` rows; two passes in all are enough (Kahan, in Parlett 1980)."""
+    def _outside(self, v: Tensor, count: int) -> Tensor:
+        """`v` without its part along the first `count` rows; two passes are enough (Kahan, in Parlett 1980)."""
         rows = self.rows[:, :count]
-        for _ in range(passes):
+        for _ in range(2):
             v = v - torch.bmm(torch.bmm(rows, v[:, :, None]).transpose(1, 2), rows)[:, 0]
         return v
 
     def _leading(self, sizes: Int[Tensor, " case"], fill: Tensor) -> Tensor:
         """Eigenvalues (case, steps) of the leading block of each case's tridiagonal matrix, the rest being `fill`."""
         place = torch.arange(self.steps, device=sizes.device)
-        diagonal = torch.where(place < sizes[:, None], self.diagonal, fill[:, None])
-        small = self._tridiagonal(diagonal, self.off * (place + 1 < sizes[:, None]))
+        diagonal = torch.where(place < sizes[:, None], torch.cat(self.diagonal, 1), fill[:, None])
+        small = _tridiagonal(diagonal, torch.cat(self.off, 1) * (place + 1 < sizes[:, None]))
         return torch.linalg.eigvalsh(torch.nan_to_num(small))
 
-    @staticmethod
-    def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
-        side = torch.diag_embed(off[:, :-1], offset=1)
-        return torch.diag_embed(diagonal) + side + side.transpose(1, 2)
+
+def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
+    side = torch.diag_embed(off[:, :-1], offset=1)
+    return torch.diag_embed(diagonal) + side + side.transpose(1, 2)
 
 
 def _wanted(values: Tensor, rank: int, end: End) -> Tensor:
