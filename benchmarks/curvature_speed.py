@@ -32,6 +32,7 @@ from isoresponse.jets import Jet
 from isoresponse.operators import SymmetricOperator
 
 RANK, RTOL = 10, 3.5e-4
+MEASURED = ("seconds", "memory_mb", "in_products", "in_network", "products")
 SIDES = {784: (1, 28), 3072: (3, 32), 150528: (3, 224)}
 
 
