@@ -113,8 +113,8 @@ def secant_jet(
 
     What it measures along a unit vector t is the mean of t'Ht over the points x + s t with |s| <= scale. Along the
     measured directions themselves that is exact at any scale and for any response; between them it is what the response
-    would have if it were quadratic, and the antisymmetric part of the measured Hessian tells how far from that it is: its
-    spectral norm is the `error`. Two gradients per direction, and one at the point.
+    would have if it were quadratic, and the asymmetry of the measured Hessian tells how far from that it is: every mixed
+    derivative was measured twice, and the spectral norm of the differences is the `error`. Two gradients per direction, and one at the point.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def secant_jet(
     known = None if basis is None else measured.basis
     zero = torch.zeros_like(value)
     return Jet(
-        x, value, gradient, measured.operator(), scales, measured.skew + rounding, zero,
+        x, value, gradient, measured.operator(), scales, 2 * measured.skew + rounding, zero,
         _finite(status, measured), "secant", known,
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ def krylov_jet(
     status = mark(_status(value, gradient), (~(length > 0) | length.isinf(), Status.NOT_FINITE))
     zero = torch.zeros_like(value)
     return Jet(
-        x, value, gradient, measured.operator(), length, measured.skew + rounding, zero, _finite(status, measured),
+        x, value, gradient, measured.operator(), length, 2 * measured.skew + rounding, zero, _finite(status, measured),
         "krylov", measured.basis,
     )  # fmt: skip
 
