@@ -114,7 +114,8 @@ def secant_jet(
     What it measures along a unit vector t is the mean of t'Ht over the points x + s t with |s| <= scale. Along the
     measured directions themselves that is exact at any scale and for any response; between them it is what the response
     would have if it were quadratic, and the asymmetry of the measured Hessian tells how far from that it is: every mixed
-    derivative was measured twice, and the spectral norm of the differences is the `error`. Two gradients per direction, and one at the point.
+    derivative was measured twice, and the spectral norm of the differences is the `error`. Two gradients per direction, and
+    one at the point.
 
     Parameters
     ----------
