@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point, to_level
     from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
-    from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance
+    from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance, propose_scale
 
 __version__ = "0.1.0"
 
@@ -121,6 +121,7 @@ _HOME = {
         "Prediction",
         "compare",
         "predict_distance",
+        "propose_scale",
     ),
 }
 
@@ -173,6 +174,7 @@ __all__ = [
     "plane_basis",
     "predict_distance",
     "principal_curvatures",
+    "propose_scale",
     "published_curvatures",
     "random_directions",
     "response_surface",

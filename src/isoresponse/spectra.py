@@ -249,7 +249,7 @@ class _Krylov:
     @property
     def noise(self) -> Tensor:
         """How far rounding moves eigenvalues (case,): what products gave where symmetry and orthogonality ask for zero."""
-        return self.drift.sqrt() + torch.finfo(self.scale.dtype).eps * self.scale
+        return self.drift.sqrt() + 8 * torch.finfo(self.scale.dtype).eps * self.scale
 
     def extend(self) -> None:
         """One product and one more basis vector."""

@@ -134,6 +134,33 @@ def predict_distance(
     )  # fmt: skip
 
 
+def propose_scale(
+    neuron: Neuron, x: Float[Tensor, "case *shape"], level: float | Float[Tensor, " case"]
+) -> Float[Tensor, " case"]:
+    """The scale (case,), in input units, at which curvature matters for reaching `level`: the predicted perturbation's size.
+
+    The first-order distance inside the box, for one gradient. NaN where that is not known (then a jet at this scale has a
+    status for the case). For `smoothed_jet`, whose scale is per direction, divide it by the root of the number of
+    directions to get draws of that length.
+
+    Raises ValueError for invalid inputs or levels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from isoresponse import secant_jet
+    >>> f = Neuron(lambda x: (x.relu() * torch.tensor([3.0, 4.0])).sum(1), shape=(2,))
+    >>> x = torch.ones(1, 2)
+    >>> scale = propose_scale(f, x, level=12.0)
+    >>> scale
+    tensor([1.])
+    >>> secant_jet(f, x, scale=scale).estimator
+    'secant'
+    """
+    distance = predict_distance(neuron, x, level, order=1).distance
+    return torch.where(distance > 0, distance, torch.full_like(distance, float("nan")))
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Agreement of predicted with measured distances, over the cases where both exist.
