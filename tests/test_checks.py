@@ -115,3 +115,25 @@ def test_a_gradient_that_is_not_the_derivative_is_noted(generator):
 def test_float32_rounding_is_not_mistaken_for_a_fault(generator):
     known = quadric(5, generator=generator).to(torch.float32)
     assert check_neuron(known.neuron, known.x, generator=generator).notes == ()
+
+
+class _PartlyOnce(torch.autograd.Function):
+    """sin(x), whose backward pass hides its dependence on x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.detach())
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0].detach().cos()
+
+
+def test_a_backward_pass_that_is_partly_differentiable_is_noted(generator):
+    neuron = Neuron(lambda x: _PartlyOnce.apply(2 * x.square()).sum(1), shape=(3,))
+    seen = check_neuron(neuron, torch.rand(6, 3, generator=generator, dtype=torch.float64) + 0.2, generator=generator)
+    assert "Hessian products disagree with differences of the gradient" in str(seen)
+    sound = Neuron(lambda x: torch.sin(2 * x.square()).sum(1), shape=(3,))
+    seen = check_neuron(sound, torch.rand(6, 3, generator=generator, dtype=torch.float64) + 0.2, generator=generator)
+    assert "Hessian products" not in str(seen)

@@ -95,6 +95,12 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: 
             "nothing. Predictions of order 2 measure it at the scale of the perturbation; so does "
             "secant_jet(neuron, x, scale=...)."
         )
+    disagreement = _second_derivative_error(neuron, x, direction, gradient)
+    if disagreement > 0.05:
+        notes.append(
+            f"Hessian products disagree with differences of the gradient by {disagreement:.0%} (median): kinks closer than the "
+            "step, or a backward pass that is only partly differentiable; use secant_jet(neuron, x, scale=...) there."
+        )
     if error > 0.05:
         notes.append(
             f"finite differences disagree with the gradient by {error:.0%} (median): kinks closer than the step, or a "
@@ -137,6 +143,19 @@ def _require_separate(neuron: Neuron, x: Tensor, value: Tensor) -> None:
             f"case i of {neuron.name} depends on case j (by up to {worst:.3g}): is batch normalisation in training mode "
             "(call .eval()), or is something averaged over the batch axis?"
         )
+
+
+def _second_derivative_error(neuron: Neuron, x: Tensor, direction: Tensor, gradient: Tensor) -> float:
+    """Median relative error of the Hessian's product with `direction` against a central difference of gradients."""
+    step = torch.finfo(x.dtype).eps ** (1 / 3) * (1 + x.flatten(1).norm(dim=1)).reshape(-1, *[1] * (x.ndim - 1))
+    ahead, behind = (neuron.value_and_grad(x + sign * step * direction)[1] for sign in (1.0, -1.0))
+    measured = ((ahead - behind) / (2 * step)).flatten(1)
+    told = neuron.hvp(x, direction).flatten(1)
+    noise = 20 * torch.finfo(x.dtype).eps * gradient.flatten(1).norm(dim=1) / step.flatten()
+    moved = measured.norm(dim=1) > noise
+    if not bool(moved.any()):
+        return 0.0
+    return float(((measured - told).norm(dim=1) / measured.norm(dim=1))[moved].median())
 
 
 def _derivative_error(neuron: Neuron, x: Tensor, direction: Tensor, gradient: Tensor) -> tuple[float, bool]:
