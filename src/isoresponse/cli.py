@@ -91,7 +91,7 @@ def figures(
     seed: SeedOption = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
-    """Compute and draw the essay's figures: triptych, topography, ascent, neurons, region (PNG and SVG)."""
+    """Compute and draw the essay's figures: triptych, topography, ascent, neurons, region; and scale (PNG and SVG)."""
     with _stage("load libraries", None):
         from isoresponse.studies.folder import finished_folder
         from isoresponse.studies.gallery import write_gallery

@@ -115,7 +115,8 @@ def secant_jet(
     measured directions themselves that is exact at any scale and for any response; between them it is what the response
     would have if it were quadratic, and the asymmetry of the measured Hessian tells how far from that it is: every mixed
     derivative was measured twice, and the spectral norm of the differences is the `error`. Two gradients per direction, and
-    one at the point.
+    one at the point. On a piecewise affine response a scale that meets no kink gives zero with error zero, which is true at
+    that scale and says nothing of a larger one.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def smoothed_jet(
     ----------
     scale
         Standard deviation in input units, a number or one per case; the length of a typical draw is `scale` times the square
-        root of the number of directions.
+        root of the number of directions, so for draws as long as a perturbation divide its size (`propose_scale`) by that root.
     samples
         Pairs of draws, shared by all cases; at least 2 * (k + 4) for k measured directions, the normal being one.
     basis
@@ -200,7 +201,7 @@ def smoothed_jet(
         gradient, gradient_gap = (_within(directions, g) for g in (gradient, gradient_gap))
     measured = from_secants(directions, changes)
     disagreement = from_secants(directions, gap)
-    reach = torch.nan_to_num(scales)[:, None].expand_as(gradient)
+    reach = torch.nan_to_num(scales)[:, None] * directions.norm(dim=1)  # standard deviation of every element
     status = _scale_status(neuron, x, scales, reach, _status(value, gradient))
     # --- the disagreement of the halves has the law of the error of their mean; the normal's own error tilts the tangents
     even = torch.einsum("ckn,cln->ckl", directions, disagreement.images)

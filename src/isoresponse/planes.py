@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isoresponse._fields import axes
-from isoresponse.neuron import Neuron
+from isoresponse.neuron import Box, Neuron
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,8 @@ def response_surface(
     if size < 2 or not (x[0] < x[1] and y[0] < y[1]):
         raise ValueError(f"a surface needs size >= 2 and increasing ranges, got size={size}, x={x}, y={y}.")
     xs, ys = (torch.linspace(low, high, size).to(plane.origin) for low, high in (x, y))
-    response, inside = plane_responses(neuron, plane.origin, plane.basis[None], grid_of(xs, ys), batch_size=batch_size)
-    response, inside = (t.reshape(size, size) for t in (response, inside))
+    response = plane_responses(neuron, plane.origin, plane.basis[None], grid_of(xs, ys), batch_size=batch_size)
+    response, inside = response.reshape(size, size), inside_box(neuron.box, plane, xs, ys)
     gradient = neuron.value_and_grad(plane.origin[None])[1].flatten()
     share = (plane.basis @ gradient).norm() / gradient.norm()
     return ResponseSurface(plane, xs, ys, response, inside, torch.arccos(share.clamp(max=1.0)))
@@ -145,23 +145,35 @@ def plane_responses(
     coordinates: Float[Tensor, "point 2"],
     *,
     batch_size: int = 1024,
-) -> tuple[Float[Tensor, "plane point"], Tensor]:
-    """Responses (plane, point) at the same coordinates of many planes through one origin, and which lie in the box.
+) -> Float[Tensor, "plane point"]:
+    """Responses (plane, point) at the same coordinates of many planes through one origin.
 
     Inputs are made a batch at a time, whole planes together where they fit.
     """
-    bounded = any(bool(torch.isfinite(bound).any()) for bound in neuron.box.bounds(origin))
-    responses, inside = [], []
+    responses = []
     for group in bases.split(max(1, batch_size // len(coordinates))):
-        parts, fits = [], []
+        parts = []
         for part in coordinates.split(batch_size):
-            inputs = torch.matmul(part, group).add_(origin.flatten()).reshape(-1, *origin.shape)
-            parts.append(neuron.value(inputs).reshape(len(group), len(part)))
-            if bounded:
-                fits.append(neuron.box.contains(inputs, atol=1e-6).reshape(len(group), len(part)))
+            inputs = torch.baddbmm(origin.reshape(1, 1, -1), part.expand(len(group), -1, -1), group)
+            parts.append(neuron.value(inputs.reshape(-1, *origin.shape)).reshape(len(group), len(part)))
         responses.append(torch.cat(parts, 1))
-        inside.append(torch.cat(fits, 1) if bounded else torch.ones_like(responses[-1], dtype=torch.bool))
-    return torch.cat(responses), torch.cat(inside)
+    return torch.cat(responses)
+
+
+def inside_box(box: Box, plane: Plane, x: Float[Tensor, " x"], y: Float[Tensor, " y"], atol: float = 1e-6) -> Tensor:
+    """Which grid points (y, x) of a plane lie in the box, allowing `atol` (input units) beyond each bound.
+
+    On every row of the grid the box leaves one interval of x, so no input has to be made.
+    """
+    first, second = plane.basis
+    lower, upper = ((bound - plane.origin).flatten() for bound in box.bounds(plane.origin))
+    rows = y[:, None] * second
+    room = torch.stack([lower - atol - rows, upper + atol - rows]) / first  # NaN where the first direction is zero
+    still = first == 0
+    fits = ((lower - atol <= rows) & (rows <= upper + atol) | ~still).all(1)
+    least = room.amin(0).masked_fill(still, -torch.inf).amax(1)
+    most = room.amax(0).masked_fill(still, torch.inf).amin(1)
+    return (x >= least[:, None]) & (x <= most[:, None]) & fits[:, None]
 
 
 def contours(surface: ResponseSurface, level: float) -> list[Float[Tensor, "point 2"]]:

@@ -6,7 +6,7 @@ Lines differ in colour *and* in dash or marker, colours are those of Okabe and I
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,62 @@ def image(
         ax.set_xticks([])
         ax.set_yticks([])
     return ax
+
+
+def curvature_histograms(
+    ax: Axes, values: Mapping[str, Tensor], *, bins: int = 50, xlabel: str = "curvature (1/input unit)"
+) -> Axes:
+    """Curvatures by name as overlaid histograms: shares of each name's own values, on a logarithmic axis.
+
+    All share one range and its bins, of which one is centred on zero, so that the flat count as flat and not as either
+    sign (as in Paiton et al. 2020). Values that are not finite are left out, and counted in the legend.
+
+    Parameters
+    ----------
+    values
+        Curvatures of any shape for each name (a family of directions, a model).
+
+    Raises
+    ------
+    ValueError
+        No names, fewer than two bins.
+    """
+    if not values:
+        raise ValueError("curvature_histograms needs at least one name with its curvatures, got none.")
+    if bins < 2:
+        raise ValueError(f"bins must be at least 2, got {bins}.")
+    everything = {name: _numpy(v).ravel() for name, v in values.items()}
+    finite = {name: v[np.isfinite(v)] for name, v in everything.items()}
+    edges = _edges_around_zero(np.concatenate(list(finite.values())), bins)
+    smallest = 1.0
+    for i, (name, v) in enumerate(finite.items()):
+        shares = np.histogram(v, edges)[0] / max(1, len(v))
+        smallest = min([smallest, *shares[shares > 0]])
+        lost = len(everything[name]) - len(v)
+        label = f"{name} ({len(v)}" + (f", {lost} not finite)" if lost else ")")
+        color, dash = _HUES[i % len(_HUES)], _DASHES[(i + i // len(_HUES)) % len(_DASHES)]
+        ax.stairs(shares, edges, color=color, ls=dash, lw=1.6, label=label)
+    ax.set_ylim(0.5 * smallest, 1.5)
+    ax.set_yscale("log")
+    ax.set_xlim(edges[0], edges[-1])
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel("share of the values per bin")
+    ax.legend(fontsize=7)
+    return ax
+
+
+_HUES = (BLUE, VERMILION, GREEN, INK, ORANGE, PURPLE, SKY)
+_DASHES: tuple[Any, ...] = (
+    "-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (10, 3)), (0, (2, 4)),
+)  # fmt: skip
+
+
+def _edges_around_zero(values: np.ndarray, bins: int) -> np.ndarray:
+    """Edges of `bins` equal bins that hold all `values`, one of them centred on zero."""
+    low, high = min(0.0, values.min(initial=0.0)), max(0.0, values.max(initial=0.0))
+    below = round((bins - 1) * -low / (high - low)) if high > low else (bins - 1) // 2
+    width = max(-low / (below + 0.5), high / (bins - 1 - below + 0.5)) * (1 + 1e-9)
+    return (np.arange(bins + 1) - below - 0.5) * (width if width > 0 else 1.0)
 
 
 def _widened(levels: Sequence[float], z: np.ndarray) -> list[float]:

@@ -212,7 +212,7 @@ def _survey_one(
     planes = len(second)
     bases = plane_basis(first.expand_as(second), second)
     ticks = torch.linspace(-grid.reach, grid.reach, grid.size, dtype=first.dtype, device=first.device)
-    response, _ = plane_responses(neuron, origin, bases, grid_of(ticks, ticks), batch_size=grid.batch_size)
+    response = plane_responses(neuron, origin, bases, grid_of(ticks, ticks), batch_size=grid.batch_size)
     published = published_curvatures(
         response.reshape(planes, grid.size, grid.size), x=ticks, y=ticks, level=grid.level, unit=grid.unit
     )

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from isoresponse.records import provenance, to_plain
 from isoresponse.studies.figures import neurons, region, save, smallest_median_largest, triptych
 from isoresponse.studies.measure import Stage, silent
+from isoresponse.studies.scale import scale
 from isoresponse.studies.subject import load_subject
 from isoresponse.studies.terrain import ascent, load_elevation, topography
 
-NAMES = ("triptych", "topography", "ascent", "neurons", "region")
+NAMES = ("triptych", "topography", "ascent", "neurons", "region", "scale")
 
 
 def write_gallery(
@@ -40,6 +41,7 @@ def write_gallery(
     terrain = load_elevation(dem) if {"topography", "ascent"} & set(chosen) else None
     makers: dict[str, Callable[[], tuple[Figure, dict[str, Any]]]] = {
         "triptych": partial(_digits_triptych, seed), "neurons": neurons, "region": region,
+        "scale": partial(scale, seed=seed),
     }  # fmt: skip
     if terrain is not None:
         makers |= {"topography": partial(topography, *terrain), "ascent": partial(ascent, *terrain)}

@@ -18,7 +18,7 @@ TOLD = {  # of all numbers in figures.json, the ones worth a line in the termina
     "l2": "L2", "grey_levels": "grey levels", "step_m": "line every (m)",
     "share_reaching_the_summit": "share reaching the summit",
     "median_angle_error_deg": "angle error (deg)", "angle_input_to_mei_end_deg": "angle to MEI at the end (deg)",
-    "share_of_box": "share of box",
+    "share_of_box": "share of box", "proposed_scale": "proposed scale", "exact": "exact curvature",
 }  # fmt: skip
 SHORT = {0: "margin", 1: "spacing", 2: "curvature"}
 
