@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= report
 
-.PHONY: help install report figures test lint bench clean
+.PHONY: help install report figures test lint bench accuracy clean
 
 help:        ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,6 +34,14 @@ lint: install  ## style, types, import contracts
 bench: install  ## the tables of docs/design/measurements.md
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/exact.py
+
+RESULTS := benchmarks/results
+accuracy: install  ## docs/accuracy.md from its benchmarks; DATA: folder with mnist, cifar10, photos (20 min)
+	$(BIN)/python benchmarks/curvature_exact.py --out $(RESULTS)/curvature_exact.json
+	$(BIN)/python benchmarks/coverage.py --out $(RESULTS)/coverage.json
+	$(BIN)/python benchmarks/surface_speed.py --out $(RESULTS)/surface_speed.json
+	$(BIN)/python benchmarks/curvature_speed.py $(if $(DATA),--data $(DATA)) --out $(RESULTS)/curvature_speed.json
+	$(BIN)/python benchmarks/page.py
 
 clean:       ## remove what was built here
 	rm -rf .venv report figures build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
