@@ -9,15 +9,13 @@ import torch
 from analytic import SMOOTH, bending, energy, frames, linear, normal, planes, quadric, relu_net, sphere, uniform
 
 import isoresponse as iso
+from isoresponse.distribution import curvature_spectrum, mean_curvature, taxonomy
 from isoresponse.geometry import (
     FlatHessianWarning,
-    curvature_spectrum,
     local_geometry,
-    mean_curvature,
     principal_curvatures,
     shape_operator,
     subspace_curvatures,
-    taxonomy,
 )
 from isoresponse.jets import exact_jet, secant_jet, smoothed_jet
 from isoresponse.loop import Status

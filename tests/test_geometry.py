@@ -29,7 +29,8 @@ from isoresponse.geometry import (
     principal_curvatures,
     shape_operator,
 )
-from isoresponse.jets import exact_jet, krylov_secants, secant_jet
+from isoresponse.jets import exact_jet, secant_jet
+from isoresponse.krylov import krylov_secants
 from isoresponse.neuron import Box, Neuron
 
 BENT = [make for make in SMOOTH if make is not linear]  # a linear neuron's exact Hessian vanishes, with a warning

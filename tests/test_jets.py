@@ -9,7 +9,8 @@ from analytic import bending, frames, normal, quadric, relu_net, uniform
 from torch.autograd.function import once_differentiable
 
 from isoresponse.geometry import principal_curvatures
-from isoresponse.jets import JetBuilder, exact_jet, krylov_jet, secant_jet, smoothed_jet
+from isoresponse.jets import JetBuilder, exact_jet, secant_jet, smoothed_jet
+from isoresponse.krylov import krylov_jet
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
 from isoresponse.susceptibility import predict_distance, propose_scale

@@ -94,7 +94,10 @@ def test_a_network_of_relus_bends_at_a_scale(generator):
         ({"seconds": {}}, "needs neurons and families of planes, got 2 and 0"),
         ({"seconds": {"a": torch.ones(2, 3, 5).double()}}, r"directions 'a' must have shape .* got \(2, 3, 5\)"),
         ({"exciting": torch.ones(2, 5).double()}, r"exciting must have shape \(2, 6\), one input per neuron"),
-        ({"origin": torch.ones(5).double()}, r"origin must have the shape of an input, \(6,\), got \(5,\)"),
+        (
+            {"grid": SurveyGrid(reach=2.0, origin=torch.ones(5).double())},
+            r"origin must have the shape .* \(6,\), got \(5,\)",
+        ),
     ],
 )
 def test_surveys_that_do_not_fit_are_refused(pair, unchecked, change, message):

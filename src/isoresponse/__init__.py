@@ -16,26 +16,29 @@ if TYPE_CHECKING:
     from isoresponse.classifier import Classifier
     from isoresponse.crossing import Solution
     from isoresponse.directions import attack_directions, comparison_directions, phase_shifted, random_directions
+    from isoresponse.distribution import (
+        CurvatureSpectrum,
+        MeanCurvature,
+        Taxonomy,
+        curvature_spectrum,
+        mean_curvature,
+        taxonomy,
+    )
     from isoresponse.exciting import MostExciting, most_exciting_input
     from isoresponse.geometry import (
         Curvatures,
-        CurvatureSpectrum,
         FlatHessianWarning,
         LocalGeometry,
-        MeanCurvature,
         NormalCurvature,
-        Taxonomy,
-        curvature_spectrum,
         local_geometry,
-        mean_curvature,
         normal_curvature,
         principal_curvatures,
         shape_operator,
         subspace_curvatures,
-        taxonomy,
     )
     from isoresponse.hooks import units
-    from isoresponse.jets import Jet, JetBuilder, exact_jet, krylov_jet, secant_jet, smoothed_jet
+    from isoresponse.jets import Jet, JetBuilder, exact_jet, secant_jet, smoothed_jet
+    from isoresponse.krylov import krylov_jet
     from isoresponse.loop import Status
     from isoresponse.neuron import Box, Neuron
     from isoresponse.operators import SymmetricOperator
@@ -66,32 +69,34 @@ _HOME = {
         "MostExciting",
         "most_exciting_input",
     ),
-    "geometry": (
+    "distribution": (
         "CurvatureSpectrum",
+        "MeanCurvature",
+        "Taxonomy",
+        "curvature_spectrum",
+        "mean_curvature",
+        "taxonomy",
+    ),
+    "geometry": (
         "Curvatures",
         "FlatHessianWarning",
         "LocalGeometry",
-        "MeanCurvature",
         "NormalCurvature",
-        "Taxonomy",
-        "curvature_spectrum",
         "local_geometry",
-        "mean_curvature",
         "normal_curvature",
         "principal_curvatures",
         "shape_operator",
         "subspace_curvatures",
-        "taxonomy",
     ),
     "hooks": ("units",),
     "jets": (
         "Jet",
         "JetBuilder",
         "exact_jet",
-        "krylov_jet",
         "secant_jet",
         "smoothed_jet",
     ),
+    "krylov": ("krylov_jet",),
     "loop": ("Status",),
     "neuron": (
         "Box",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,12 +26,12 @@ from torch import Generator, Tensor
 from isoresponse._fields import axes
 from isoresponse.jets import Jet
 from isoresponse.loop import Status, count_statuses, failed, mark
-from isoresponse.operators import SymmetricOperator
-from isoresponse.spectra import End, complement, extreme_eigenpairs, quadrature, trace
+from isoresponse.operators import SymmetricOperator, complement
+from isoresponse.spectra import End, Wanted, extreme_eigenpairs
 
-_SCALE = {"units": "input", "about": "scale of the jet, 0 for exact"}
-_STATUS = {"about": "how the case ended"}
-_ESTIMATOR = {"about": "estimator of the jet"}
+SCALE = {"units": "input", "about": "scale of the jet, 0 for exact"}
+STATUS = {"about": "how the case ended"}
+ESTIMATOR = {"about": "estimator of the jet"}
 
 
 class FlatHessianWarning(UserWarning):
@@ -51,12 +52,12 @@ class Curvatures:
         "case", "rank", units="1/input", about="bound on the error of the eigenvalue, with rounding"
     )
     products: Tensor = axes("case", about="Hessian products spent")
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    estimator: str = axes(**_ESTIMATOR)
+    scale: Tensor = axes("case", **SCALE)
+    status: Tensor = axes("case", **STATUS)
+    estimator: str = axes(**ESTIMATOR)
 
     def __repr__(self) -> str:
-        return _summary("Curvatures", self.values[:, 0], f"largest of {self.values.shape[1]}", self)
+        return summary("Curvatures", self.values[:, 0], f"largest of {self.values.shape[1]}", self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,82 +66,12 @@ class NormalCurvature:
 
     value: Tensor = axes("case", units="1/input", about="normal curvature")
     error: Tensor = axes("case", units="1/input", about="error of the value at the stated scale")
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    estimator: str = axes(**_ESTIMATOR)
+    scale: Tensor = axes("case", **SCALE)
+    status: Tensor = axes("case", **STATUS)
+    estimator: str = axes(**ESTIMATOR)
 
     def __repr__(self) -> str:
-        return _summary("NormalCurvature", self.value, "value", self)
-
-
-@dataclass(frozen=True, eq=False)
-class MeanCurvature:
-    """Mean of all principal curvatures that the jet knows."""
-
-    value: Tensor = axes(
-        "case", units="1/input", about="mean curvature, trace of the shape operator over its dimension"
-    )
-    standard_error: Tensor = axes("case", units="1/input", about="standard error of the trace estimate")
-    error: Tensor = axes(
-        "case", units="1/input", about="error at the stated scale: three standard errors, and the jet's"
-    )
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    estimator: str = axes(**_ESTIMATOR)
-
-    def __repr__(self) -> str:
-        return _summary("MeanCurvature", self.value, "value", self)
-
-
-@dataclass(frozen=True, eq=False)
-class CurvatureSpectrum:
-    """The distribution of all principal curvatures: nodes with weights that sum to one for each probe."""
-
-    nodes: Tensor = axes("case", "probe", "node", units="1/input", about="curvature")
-    weights: Tensor = axes("case", "probe", "node", about="share of the tangent directions with about that curvature")
-    error: Tensor = axes("case", units="1/input", about="error of a node at the stated scale, rounding included")
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    directions: int = axes(about="number of tangent directions")
-    estimator: str = axes(**_ESTIMATOR)
-
-    def share(self, low: Tensor | float, high: Tensor | float) -> tuple[Float[Tensor, " case"], Float[Tensor, " case"]]:
-        """Share (case,) of the directions whose curvature is in [low, high), numbers or (case,), and its standard error
-        over the probes; the error is 0 where all curvatures were computed, and so counted.
-        """
-        low, high = (
-            torch.as_tensor(b, dtype=self.nodes.dtype, device=self.nodes.device).reshape(-1, 1, 1) for b in (low, high)
-        )
-        each = (self.weights * ((self.nodes >= low) & (self.nodes < high))).sum(2)
-        probes = each.shape[1]
-        spread = each.std(1) / probes**0.5 if probes > 1 else torch.zeros_like(each[:, 0])
-        bad = failed(self.status)
-        return each.mean(1).masked_fill(bad, torch.nan), spread.masked_fill(bad, torch.nan)
-
-    def __repr__(self) -> str:
-        return _summary("CurvatureSpectrum", self.nodes.amax((1, 2)), "largest node", self)
-
-
-@dataclass(frozen=True, eq=False)
-class Taxonomy:
-    """How many tangent directions a neuron is selective, indifferent and tolerant to.
-
-    Curvature above the band is exo-origin (selective), below minus the band endo-origin (tolerant), the rest is flat as
-    far as the estimator can tell.
-    """
-
-    selective: Tensor = axes("case", about="directions with contours bent outward")
-    flat: Tensor = axes("case", about="directions in which bending is below the band")
-    tolerant: Tensor = axes("case", about="directions with contours bent inward")
-    selective_error: Tensor = axes("case", about="standard error of selective; 0 where all curvatures were counted")
-    tolerant_error: Tensor = axes("case", about="standard error of tolerant; 0 where all curvatures were counted")
-    band: Tensor = axes("case", units="1/input", about="half-width of the flat band: the error of a curvature")
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    estimator: str = axes(**_ESTIMATOR)
-
-    def __repr__(self) -> str:
-        return _summary("Taxonomy", self.selective, "selective directions", self)
+        return summary("NormalCurvature", self.value, "value", self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +86,13 @@ class LocalGeometry:
     normal: Tensor = axes("case", "n", about="unit normal towards rising response")
     spacing_error: Tensor = axes("case", units="input/response", about="error of the spacing at the stated scale")
     error: Tensor = axes("case", units="1/input", about="error of spacing rate and turning at the stated scale")
-    scale: Tensor = axes("case", **_SCALE)
-    status: Tensor = axes("case", **_STATUS)
-    estimator: str = axes(**_ESTIMATOR)
+    scale: Tensor = axes("case", **SCALE)
+    status: Tensor = axes("case", **STATUS)
+    estimator: str = axes(**ESTIMATOR)
     curvatures: Curvatures | None = axes(about="principal curvatures, where a rank was asked for", default=None)
 
     def __repr__(self) -> str:
-        return _summary("LocalGeometry", self.spacing, "spacing", self)
+        return summary("LocalGeometry", self.spacing, "spacing", self)
 
 
 # --- the four blocks --------------------------------------------------------------------------------------
@@ -234,7 +165,7 @@ def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Norma
     bent = (jet.hessian @ tangent) / jet.steepness[:, None]
     value = -(tangent * bent).sum(1)
     status = mark(jet.status, (~defined & ~failed(jet.status), Status.UNDEFINED))
-    error = _jet_error(jet, value) + 4 * eps * bent.norm(dim=1)
+    error = jet_error(jet, value) + 4 * eps * bent.norm(dim=1)
     bad = failed(status)
     return NormalCurvature(
         value.masked_fill(bad, torch.nan), error.masked_fill(bad, torch.nan), jet.scale, status, jet.estimator
@@ -290,7 +221,7 @@ def principal_curvatures(
     >>> round(found.values.item(), 6), bool(found.error < 1e-6)
     (2.0, True)
     """
-    part = _tangents(jet)
+    part = tangents(jet)
     if not 1 <= rank <= part.size:
         raise ValueError(f"rank must be between 1 and {part.size} ({part.why}), got {rank}.")
     if max_steps is not None and max_steps < rank:
@@ -299,16 +230,15 @@ def principal_curvatures(
         raise ValueError(f"end must be 'both', 'outward' or 'inward', got {end!r}.")
     if rtol is not None and not rtol >= 0:
         raise ValueError(f"rtol must not be negative, got {rtol}.")
-    pairs = extreme_eigenpairs(
-        part.operator, rank, deflate=part.deflate, end=end, rtol=rtol, max_steps=max_steps, generator=generator
-    )
-    _warn_where_flat(jet, (pairs.values == 0).all(1))
+    wanted = Wanted(rank, end, rtol, max_steps)
+    pairs = extreme_eigenpairs(part.operator, wanted, deflate=part.deflate, generator=generator)
+    warn_where_flat(jet, (pairs.values == 0).all(1))
     status = torch.where(failed(jet.status), jet.status, pairs.status)
     bad = failed(status)[:, None]
     values, residuals = (t.masked_fill(bad, torch.nan) for t in (pairs.values, pairs.residuals))
     directions = part.lift(pairs.vectors).masked_fill(bad[:, :, None], torch.nan)
     products = pairs.products.masked_fill(bad[:, 0], 0)
-    error = residuals + _jet_error(jet, values)
+    error = residuals + jet_error(jet, values)
     return Curvatures(values, error, directions, residuals, products, jet.scale, status, jet.estimator)
 
 
@@ -349,85 +279,15 @@ def subspace_curvatures(jet: Jet, basis: Float[Tensor, "case k n"]) -> Curvature
     directions = torch.einsum("ckj,ckn->cjn", vectors, rows).masked_fill(bad[:, :, None], torch.nan)
     values = values.masked_fill(bad, torch.nan)
     spent = torch.full_like(status, basis.shape[1])
-    error = residuals + _jet_error(jet, values)
+    error = residuals + jet_error(jet, values)
     return Curvatures(values, error, directions, residuals, spent, jet.scale, status, jet.estimator)
-
-
-def mean_curvature(jet: Jet, *, probes: int = 16, generator: Generator) -> MeanCurvature:
-    """The mean of all principal curvatures, with its standard error: XTrace (Epperly, Tropp, Webber 2024).
-
-    Two Hessian products per probe; exact, by one product per direction, where that is no more.
-
-    Raises ValueError for fewer than two probes. Warns as `principal_curvatures` does.
-    """
-    if probes < 2:
-        raise ValueError(f"probes must be at least 2, got {probes}.")
-    part = _tangents(jet)
-    total, spread = trace(part.operator, probes, deflate=part.deflate, generator=generator)
-    _warn_where_flat(jet, total == 0)
-    status = mark(jet.status, (~torch.isfinite(total) & ~failed(jet.status), Status.NOT_FINITE))
-    bad = failed(status)
-    value, standard_error = ((t / part.size).masked_fill(bad, torch.nan) for t in (total, spread))
-    error = 3 * standard_error + _jet_error(
-        jet, value
-    )  # with 16 probes two cover 86 % (XTrace's own is a little small)
-    return MeanCurvature(value, standard_error, error, jet.scale, status, jet.estimator)
-
-
-def curvature_spectrum(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> CurvatureSpectrum:
-    """The whole distribution of principal curvatures, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
-
-    `probes` times `steps` Hessian products, and no matrix. Where `steps` reaches the number of tangent directions every
-    curvature is computed, once, and counted.
-
-    Raises ValueError for fewer than two probes or steps. Warns as `principal_curvatures` does.
-    """
-    if probes < 2 or steps < 2:
-        raise ValueError(f"probes and steps must be at least 2, got {probes} and {steps}.")
-    part = _tangents(jet)
-    nodes, weights, noise = quadrature(part.operator, probes, steps, deflate=part.deflate, generator=generator)
-    _warn_where_flat(jet, (nodes == 0).flatten(1).all(1))
-    finite = torch.isfinite(nodes).flatten(1).all(1)
-    status = mark(jet.status, (~finite & ~failed(jet.status), Status.NOT_FINITE))
-    bad = failed(status)
-    nodes, weights = (t.masked_fill(bad[:, None, None], torch.nan) for t in (nodes, weights))
-    error = (noise + _jet_error(jet, nodes.abs().amax((1, 2)))).masked_fill(bad, torch.nan)
-    return CurvatureSpectrum(nodes, weights, error, jet.scale, status, part.size, jet.estimator)
-
-
-def taxonomy(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> Taxonomy:
-    """How many directions are exo-origin (selective), flat, and endo-origin (tolerant), for each case.
-
-    Counted where `steps` reaches the number of tangent directions, estimated with a standard error beyond. The band
-    within which a direction counts as flat is the error of a curvature: that of the jet at its scale, and rounding.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from isoresponse import Neuron, exact_jet
-    >>> cell = Neuron(lambda x: (x[:, 0] ** 2 + x[:, 1] ** 2).sqrt(), shape=(9,))   # a complex cell
-    >>> jet = exact_jet(cell, torch.ones(1, 9, dtype=torch.float64))
-    >>> kind = taxonomy(jet, generator=torch.Generator())
-    >>> kind.selective.item(), kind.flat.item(), kind.tolerant.item()
-    (0.0, 7.0, 1.0)
-    """
-    spectrum = curvature_spectrum(jet, probes=probes, steps=steps, generator=generator)
-    band, infinite = spectrum.error, torch.full_like(spectrum.error, torch.inf)
-    above = torch.nextafter(band, infinite)
-    (selective, up), (flat, _), (tolerant, down) = (
-        spectrum.share(low, high) for low, high in ((above, infinite), (-band, above), (-infinite, -band))
-    )
-    n = spectrum.directions
-    return Taxonomy(
-        n * selective, n * flat, n * tolerant, n * up, n * down, band, jet.scale, spectrum.status, jet.estimator
-    )
 
 
 # --- what they share --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Tangents:
+class Tangents:
     """The shape operator on the tangent directions that a jet knows, in coordinates that suit it."""
 
     operator: SymmetricOperator
@@ -437,17 +297,18 @@ class _Tangents:
     why: str
 
 
-def _tangents(jet: Jet) -> _Tangents:
+def tangents(jet: Jet) -> Tangents:
+    """The tangent directions of the contour that `jet` knows: all, or those among the measured ones."""
     n = jet.gradient.shape[1]
     if jet.basis is None:
         normal = torch.nan_to_num(jet.normal)
-        return _Tangents(_bending(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
+        return Tangents(_bending(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
     # --- the measured directions that are tangent: exactly known, whatever the Hessian does elsewhere
     inside = torch.nan_to_num(torch.einsum("ckn,cn->ck", jet.basis, jet.normal))
     rows = torch.einsum("cjk,ckn->cjn", complement((inside / inside.norm(dim=1, keepdim=True))[:, None]), jet.basis)
     images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1) if rows.shape[1] else rows
     small = -torch.einsum("cjn,ckn->cjk", rows, images) / jet.steepness[:, None, None]
-    return _Tangents(
+    return Tangents(
         _small_operator(0.5 * (small + small.transpose(1, 2))), None, lambda v: torch.einsum("crj,cjn->crn", v, rows),
         rows.shape[1], "measured directions minus the normal",
     )  # fmt: skip
@@ -470,13 +331,14 @@ def _small_operator(matrix: Tensor) -> SymmetricOperator:
     )
 
 
-def _jet_error(jet: Jet, curvature: Tensor) -> Tensor:
+def jet_error(jet: Jet, curvature: Tensor) -> Tensor:
     """What the jet's own errors can do to `curvature` (case,) or (case, rank), in 1/input."""
     many = (slice(None), *[None] * (curvature.ndim - 1))
     return (jet.error[many] + jet.gradient_error[many] * curvature.abs()) / jet.steepness[many]
 
 
-def _warn_where_flat(jet: Jet, zero: Tensor) -> None:
+def warn_where_flat(jet: Jet, zero: Tensor) -> None:
+    """Warn where an exact answer is `zero` (case,) because the Hessian vanishes; called by what a user calls."""
     if jet.estimator == "exact" and bool((zero & ~failed(jet.status)).any()):
         warnings.warn(
             "the exact Hessian vanishes: the response is affine here (a linear neuron, or one piece of a "
@@ -487,13 +349,8 @@ def _warn_where_flat(jet: Jet, zero: Tensor) -> None:
         )
 
 
-def _summary(
-    name: str,
-    values: Tensor,
-    what: str,
-    result: Curvatures | NormalCurvature | MeanCurvature | CurvatureSpectrum | Taxonomy | LocalGeometry,
-) -> str:
-    """One line: how many cases, the median of `values`, estimator, scale and what went wrong."""
+def summary(name: str, values: Tensor, what: str, result: Any) -> str:
+    """One line on a result with `status`, `scale`, `estimator`: how many cases, the median of `values`, what went wrong."""
     sound = ~failed(result.status)
     median = float(values[sound].median()) if bool(sound.any()) else float("nan")
     scale = f"at scale {float(result.scale[sound].median()):.3g}" if result.estimator != "exact" else "exact"

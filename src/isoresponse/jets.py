@@ -9,7 +9,7 @@ neuron and inputs to a jet, and there are four:
   direction is then exactly the mean of the curvature over that stretch.
 - `smoothed_jet`: the jet of the response averaged over Gaussian noise of that scale, which does not care
   where the kinks lie.
-- `krylov_jet`: differences along the directions that matter for one displacement only; two of them predict a
+- `krylov_jet` (in `krylov`): differences along the directions that matter for one displacement only; two of them predict a
   perturbation.
 
 Nothing switches from one to another silently: a jet carries its estimator, its scale, and its error.
@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from isoresponse._fields import axes
 from isoresponse.loop import Status, mark, status_tensor, take
-from isoresponse.neuron import Neuron, flatten
+from isoresponse.neuron import Neuron
 from isoresponse.operators import SecantOperator, SymmetricOperator, from_secants, spectral_norm
 
 ALL_AXES = 4096  # more input elements than this are not measured along every axis
@@ -99,7 +99,7 @@ def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
     neuron.require_inputs(x)
     value, hessian = _linearised(neuron, x)
     zero = torch.zeros_like(value)
-    return Jet(x, value, hessian.like, hessian, zero, zero, zero, _status(value, hessian.like), "exact")
+    return Jet(x, value, hessian.like, hessian, zero, zero, zero, jet_status(value, hessian.like), "exact")
 
 
 def secant_jet(
@@ -139,7 +139,7 @@ def secant_jet(
     gradient = gradient.flatten(1)
     directions = _directions(basis, gradient)
     step = torch.nan_to_num(scales, nan=1.0)[:, None, None] * directions
-    status = _scale_status(neuron, x, scales, step.abs().amax(1), _status(value, gradient))
+    status = _scale_status(neuron, x, scales, step.abs().amax(1), jet_status(value, gradient))
     ahead, behind = (_gradients_near(neuron, x, sign * step)[1] for sign in (1.0, -1.0))
     changes = (ahead - behind) / (2 * scales)[:, None, None]
     measured = from_secants(directions, changes)
@@ -148,7 +148,7 @@ def secant_jet(
     zero = torch.zeros_like(value)
     return Jet(
         x, value, gradient, measured.operator(), scales, 2 * measured.skew + rounding, zero,
-        _finite(status, measured), "secant", known,
+        finite_status(status, measured), "secant", known,
     )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def smoothed_jet(
     measured = from_secants(directions, changes)
     disagreement = from_secants(directions, gap)
     reach = torch.nan_to_num(scales)[:, None] * directions.norm(dim=1)  # standard deviation of every element
-    status = _scale_status(neuron, x, scales, reach, _status(value, gradient))
+    status = _scale_status(neuron, x, scales, reach, jet_status(value, gradient))
     # --- the disagreement of the halves has the law of the error of their mean; the normal's own error tilts the tangents
     even = torch.einsum("ckn,cln->ckl", directions, disagreement.images)
     gradient_error = gradient_gap.norm(dim=1)
@@ -212,82 +212,9 @@ def smoothed_jet(
     error = spectral_norm(even) + 2 * tilt * turning + rounding
     known = None if basis is None else measured.basis
     return Jet(
-        x, value, gradient, measured.operator(), scales, error, gradient_error, _finite(status, measured),
+        x, value, gradient, measured.operator(), scales, error, gradient_error, finite_status(status, measured),
         "smoothed", known,
     )  # fmt: skip
-
-
-def krylov_jet(
-    neuron: Neuron, x: Float[Tensor, "case *shape"], *, displacement: Float[Tensor, "case *shape"], steps: int = 2
-) -> Jet:
-    """The 2-jet at the scale of `displacement`, known in the Krylov space of `steps` dimensions that it spans.
-
-    One gradient a step, at x plus a step of the length of the displacement (one-sided, inside the box): what the
-    prediction of order 2 looks at. Curvature is known in the tangent directions of that space only.
-
-    Raises
-    ------
-    ValueError
-        Invalid inputs, a displacement of another shape, `steps` below 1.
-    """
-    neuron.require_inputs(x)
-    if displacement.shape != x.shape:
-        raise ValueError(f"displacement must have the shape of x, {tuple(x.shape)}, got {tuple(displacement.shape)}.")
-    if not 1 <= steps <= x[0].numel():
-        raise ValueError(f"steps must be between 1 and the {x[0].numel()} input elements, got {steps}.")
-    flat = flatten(neuron, x)
-    start, d = x.flatten(1), torch.nan_to_num(displacement).flatten(1)
-    value, gradient = flat.value_and_grad(start)
-    measured = krylov_secants(flat, start, value, gradient, d, steps)
-    length = displacement.flatten(1).norm(dim=1)
-    rounding = 4 * torch.finfo(x.dtype).eps * gradient.norm(dim=1) / length
-    status = mark(_status(value, gradient), (~(length > 0) | length.isinf(), Status.NOT_FINITE))
-    zero = torch.zeros_like(value)
-    return Jet(
-        x, value, gradient, measured.operator(), length, 2 * measured.skew + rounding, zero, _finite(status, measured),
-        "krylov", measured.basis,
-    )  # fmt: skip
-
-
-def krylov_secants(
-    neuron: Neuron,
-    x: Float[Tensor, "case n"],
-    value: Float[Tensor, " case"],
-    gradient: Float[Tensor, "case n"],
-    displacement: Float[Tensor, "case n"],
-    steps: int,
-) -> SecantOperator:
-    """The Hessian at the scale of `displacement`, in the `steps`-dimensional Krylov space it spans.
-
-    `value` and `gradient` are those of the flat `neuron` at `x`.
-
-    The first secant runs along the displacement itself, each next one along what the last change of the
-    gradient added, all of the same length, clipped to the box and restricted to the elements that the
-    displacement moves. One gradient each. Each change is corrected along its own step so that the
-    quadratic passes through the response at every probe: the value there is known anyway, and it holds
-    the curvature weighted as a prediction over that distance needs it (with it the median error of the
-    second-order prediction falls fivefold, `benchmarks/digits.py`).
-    """
-    moving = displacement != 0
-    length = displacement.norm(dim=1, keepdim=True)
-    tried, changes = [], []
-    step = displacement
-    for _ in range(steps):
-        ahead, behind = neuron.box.clip(x + step) - x, neuron.box.clip(x - step) - x
-        roomier = ahead.norm(dim=1, keepdim=True) >= 0.5 * behind.norm(dim=1, keepdim=True)
-        step = torch.where(roomier, ahead, behind)
-        reached, there = neuron.value_and_grad(x + step)
-        change = there - gradient
-        along = 2 * (reached - value - (gradient * step).sum(1)) - (change * step).sum(1)
-        change = change + _divide(along[:, None] * step, (step * step).sum(1, keepdim=True))
-        tried.append(step)
-        changes.append(change)
-        hessian = from_secants(torch.stack(tried, 1), torch.stack(changes, 1))
-        rest = torch.where(moving, hessian.images[:, -1], torch.zeros_like(step))
-        for _ in range(2):
-            rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
-        step = _divide(rest, rest.norm(dim=1, keepdim=True)) * length
-    return hessian
 
 
 # --- what the builders share ------------------------------------------------------------------------------
@@ -398,18 +325,13 @@ def _within(directions: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", directions, v), directions)
 
 
-def _status(value: Tensor, gradient: Tensor) -> Tensor:
+def jet_status(value: Tensor, gradient: Tensor) -> Tensor:
     """DONE, or FLAT where the gradient vanishes, or NOT_FINITE."""
     finite = torch.isfinite(value) & torch.isfinite(gradient).all(1)
     return mark(status_tensor(Status.DONE, value), ((gradient == 0).all(1), Status.FLAT), (~finite, Status.NOT_FINITE))
 
 
-def _finite(status: Tensor, measured: SecantOperator) -> Tensor:
+def finite_status(status: Tensor, measured: SecantOperator) -> Tensor:
     """`status`, NOT_FINITE where a probe of a sound case was not."""
     bad = ~torch.isfinite(measured.images).flatten(1).all(1) & (status == int(Status.DONE))
     return mark(status, (bad, Status.NOT_FINITE))
-
-
-def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """The quotient a / b, zero where b is."""
-    return torch.where(b > 0, a / torch.where(b > 0, b, torch.ones_like(b)), torch.zeros_like(a))

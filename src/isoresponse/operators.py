@@ -1,7 +1,7 @@
 """Symmetric operators, one per case, that are only ever multiplied with; nothing here knows a neuron.
 
 The operator itself, and what a handful of *secants* (steps and the changes of a gradient along them) say
-about an operator or about its inverse. What products alone tell of its spectrum is in `spectra`.
+about an operator or about its inverse. What products alone tell of its spectrum is in `spectra`, of its trace in `xtrace`.
 """
 
 from __future__ import annotations
@@ -133,6 +133,16 @@ def spectral_norm(matrices: Float[Tensor, "case k k"]) -> Float[Tensor, " case"]
     finite = torch.isfinite(matrices).flatten(1).all(1)
     norms = torch.linalg.matrix_norm(torch.where(finite[:, None, None], matrices, torch.zeros_like(matrices)), 2)
     return norms.masked_fill(~finite, float("nan"))
+
+
+def complement(known: Float[Tensor, "case k n"]) -> Float[Tensor, "case m n"]:
+    """An orthonormal basis (case, n - k, n) of the complement of orthonormal rows (case, k, n)."""
+    k = known.shape[1]
+    if k == 0:
+        n = known.shape[2]
+        return torch.eye(n, dtype=known.dtype, device=known.device).expand(len(known), n, n)
+    full = torch.linalg.qr(torch.nan_to_num(known).transpose(1, 2), mode="complete").Q
+    return full[:, :, k:].transpose(1, 2)
 
 
 def inverse_secant_product(

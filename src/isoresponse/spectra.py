@@ -1,8 +1,8 @@
-"""What products alone tell of a symmetric operator: its extreme eigenvalues, its trace, its whole spectrum.
+"""What products alone tell of the spectrum of a symmetric operator: its extreme eigenvalues, and its density.
 
 Everything is batched over cases and works on the complement of given directions (`deflate`), so that the
 normal of a contour never leaks into the curvatures of the contour. Each answer has its own error: a
-residual per eigenvalue, a standard error per trace, the spread over probes of a spectral density. Random
+residual per eigenvalue, the spread over probes of a density. Random
 vectors are shared by all cases and depend on the step only, so that a case alone equals itself in a batch.
 """
 
@@ -67,37 +67,56 @@ def lanczos(
     return krylov.pairs(values, small, status_tensor(Status.DONE, start))
 
 
-def extreme_eigenpairs(
-    operator: SymmetricOperator,
-    rank: int,
-    *,
-    deflate: Float[Tensor, "case k n"] | None = None,
-    end: End = "both",
-    rtol: float | None = None,
-    max_steps: int | None = None,
-    generator: Generator,
-) -> RitzPairs:
-    """The `rank` eigenpairs at one end of the spectrum, or of largest size, in descending order.
-
-    Lanczos until the residual of every wanted pair is below `rtol` times the largest eigenvalue in size, checked per
-    case; cases that are done leave the batch. A repeated eigenvalue is invisible to one Krylov space: where the space
-    is exhausted the search goes on from fresh random vectors until one of them adds nothing to the wanted values.
+@dataclass(frozen=True)
+class Wanted:
+    """Which eigenpairs are wanted, how well, and at what cost at most.
 
     Parameters
     ----------
+    rank
+        How many.
     end
         "outward": the most positive, "inward": the most negative, "both": the largest in size.
     rtol
-        Relative residual, by default the square root of the precision; the error of a value that is well apart from
-        the others is about its square.
+        Residual relative to the largest eigenvalue in size, by default the square root of the precision; the error of a
+        value that is well apart from the others is about its square.
     max_steps
         Products at most (status MAX_STEPS, with the residuals reached); by default 20 * rank + 100 or all there are.
     """
+
+    rank: int
+    end: End = "both"
+    rtol: float | None = None
+    max_steps: int | None = None
+
+    def places(self, values: Float[Tensor, "case k"]) -> Int[Tensor, "case rank"]:
+        """Where the wanted ones are among ascending `values`, in descending order of value."""
+        count = values.shape[1]
+        if self.end == "both":
+            order = values.abs().argsort(dim=1, descending=True, stable=True)[:, : self.rank]
+            return order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        first = count - 1 if self.end == "outward" else self.rank - 1
+        return (first - torch.arange(self.rank, device=values.device)).expand(len(values), self.rank)
+
+
+def extreme_eigenpairs(
+    operator: SymmetricOperator,
+    wanted: Wanted,
+    *,
+    deflate: Float[Tensor, "case k n"] | None = None,
+    generator: Generator,
+) -> RitzPairs:
+    """The wanted eigenpairs on the complement of `deflate`, in descending order of value.
+
+    Lanczos until the residual of every wanted pair is small enough, checked per case; cases that are done leave the batch. A
+    repeated eigenvalue is invisible to one Krylov space: where the space is exhausted the search goes on from fresh random
+    vectors until one of them adds nothing to the wanted values.
+    """
+    rank = wanted.rank
     cases, n = operator.like.shape
     free = n - (0 if deflate is None else deflate.shape[1])
-    limit = min(free, 20 * rank + 100 if max_steps is None else max_steps)
-    eps = torch.finfo(operator.like.dtype).eps
-    rtol = eps**0.5 if rtol is None else rtol
+    limit = min(free, 20 * rank + 100 if wanted.max_steps is None else wanted.max_steps)
+    rtol = torch.finfo(operator.like.dtype).eps ** 0.5 if wanted.rtol is None else wanted.rtol
     start = _shared_draw(operator.like, generator)
     krylov = _Krylov(operator, start, deflate, generator, min(limit, 2 * rank + 16))
     best = RitzPairs(
@@ -113,11 +132,11 @@ def extreme_eigenpairs(
             continue
         check = max(2 * rank, krylov.steps + max(2, krylov.steps // 8))
         values, small = krylov.ritz()
-        order = _wanted(values, rank, end)
+        order = wanted.places(values)
         finite = torch.isfinite(values).all(1)
         size = values.abs().amax(1, keepdim=True)
         residuals = krylov.residuals(small).gather(1, order)
-        done = (residuals <= rtol * size + krylov.noise[:, None]).all(1) & krylov.nothing_new(rank, end, rtol)
+        done = (residuals <= rtol * size + krylov.noise[:, None]).all(1) & krylov.nothing_new(wanted, rtol)
         last = torch.full_like(done, krylov.steps >= limit)
         complete = torch.full_like(done, krylov.steps == free)
         ended = (done | last | ~finite) & (best.status[running] == int(Status.RUNNING))
@@ -135,58 +154,6 @@ def extreme_eigenpairs(
         if len(left) <= 0.8 * len(running):  # leaving cases out costs about two products of those that stay
             krylov, running = krylov.select(left), running[left]
     return best
-
-
-def trace(
-    operator: SymmetricOperator,
-    probes: int,
-    *,
-    deflate: Float[Tensor, "case k n"] | None = None,
-    generator: Generator,
-) -> tuple[Float[Tensor, " case"], Float[Tensor, " case"]]:
-    """Trace (case,) on the complement of `deflate`, and its standard error: XTrace (Epperly, Tropp, Webber 2024).
-
-    `probes` random vectors and as many products more: every probe's image joins a basis on which the trace is exact, and
-    estimates what the other images' basis leaves over, so the error falls with the spectrum and not only with the root
-    of the number. Where 2 * `probes` reaches the dimension the trace is taken exactly, and its error is rounding.
-    """
-    cases, n = operator.like.shape
-    known = operator.like.new_zeros((cases, 0, n)) if deflate is None else deflate
-    free = n - known.shape[1]
-    eps = torch.finfo(operator.like.dtype).eps
-    if 2 * probes >= free:
-        full = complement(known)
-        terms = torch.stack([(q * (operator @ q)).sum(1) for q in full.unbind(1)], 1)
-        return terms.sum(1), eps * terms.abs().sum(1)
-    draws = torch.randn((probes, n), generator=generator, dtype=known.dtype, device=generator.device).to(known.device)
-    omega = draws.expand(cases, probes, n)
-    omega = omega - torch.einsum("cpk,ckn->cpn", torch.einsum("cpn,ckn->cpk", omega, known), known)
-    images = torch.stack([operator @ w for w in omega.unbind(1)], 1)
-    finite = torch.isfinite(images).flatten(1).all(1)
-    images = torch.where(finite[:, None, None], images, torch.zeros_like(images))
-    # --- an orthonormal basis of the images; the jitter only matters where they are dependent and multiply to zero
-    size = images.flatten(1).norm(dim=1).clamp_min(torch.finfo(known.dtype).tiny)
-    basis, upper = torch.linalg.qr((images / size[:, None, None]).transpose(1, 2))
-    basis = basis.transpose(1, 2)
-    upper = upper + 10 * eps * torch.eye(probes, dtype=upper.dtype, device=upper.device)
-    basis = basis - torch.einsum("cpk,ckn->cpn", torch.einsum("cpn,ckn->cpk", basis, known), known)
-    again = torch.stack([operator @ q for q in basis.unbind(1)], 1)
-    # --- leave one out: without probe i the basis loses the direction s_i (columns of the inverse transpose of R)
-    eye = torch.eye(probes, dtype=upper.dtype, device=upper.device).expand_as(upper)
-    out = torch.linalg.solve_triangular(upper.transpose(1, 2), eye, upper=False)
-    out = out / out.norm(dim=1, keepdim=True)
-    inner = torch.einsum("cpn,cqn->cpq", basis, again)
-    captured = torch.diagonal(inner, dim1=1, dim2=2).sum(1, keepdim=True)
-    captured = captured - torch.einsum("cpi,cpq,cqi->ci", out, inner, out)
-    seen = torch.einsum("cpn,cin->cpi", basis, omega)
-    seen = seen - out * (out * seen).sum(1, keepdim=True)
-    rest = omega - torch.einsum("cpi,cpn->cin", seen, basis)
-    rest_image = images - torch.einsum("cpi,cpn->cin", seen, again)
-    ratio = (free - probes + 1) / rest.square().sum(2)  # probes of equal length have less variance
-    each = captured + ratio * (rest * rest_image).sum(2)
-    value = each.mean(1).masked_fill(~finite, float("nan"))
-    spread = each.std(1) / probes**0.5 + eps * size
-    return value, spread.masked_fill(~finite, float("nan"))
 
 
 def quadrature(
@@ -320,19 +287,19 @@ class _Krylov:
             values[rows].gather(1, order), vectors, self.residuals(small)[rows].gather(1, order), spent, status[rows]
         )
 
-    def nothing_new(self, rank: int, end: End, rtol: float) -> Tensor:
+    def nothing_new(self, wanted: Wanted, rtol: float) -> Tensor:
         """Whether a case may stop (case,): it never met the end of a Krylov space, or the last whole space from a
-        fresh start added nothing to the `rank` wanted values.
+        fresh start added nothing to the wanted values.
         """
         never = self.seams[:, 0] == 0
         if bool(never.all()):
             return never
-        unwanted = {"both": 0.0, "outward": -2.0, "inward": 2.0}[end] * (self.scale + 1)
+        unwanted = {"both": 0.0, "outward": -2.0, "inward": 2.0}[wanted.end] * (self.scale + 1)
         last, before = (self._leading(at, unwanted) for at in self.seams.unbind(1))
-        last, before = (v.gather(1, _wanted(v, rank, end)) for v in (last, before))
+        last, before = (v.gather(1, wanted.places(v)) for v in (last, before))
         size = last.abs().amax(1)
         same = (last - before).abs().amax(1) <= rtol * size + self.noise
-        return never | (same & (self.seams[:, 1] >= rank))
+        return never | (same & (self.seams[:, 1] >= wanted.rank))
 
     def select(self, cases: Tensor) -> _Krylov:
         """The same state for some of the cases (indices)."""
@@ -366,16 +333,6 @@ def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
     return torch.diag_embed(diagonal) + side + side.transpose(1, 2)
 
 
-def _wanted(values: Tensor, rank: int, end: End) -> Tensor:
-    """Places (case, rank) of the wanted ones among ascending `values`, in descending order of value."""
-    count = values.shape[1]
-    if end == "both":
-        order = values.abs().argsort(dim=1, descending=True, stable=True)[:, :rank]
-        return order.gather(1, values.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    first = count - 1 if end == "outward" else rank - 1
-    return (first - torch.arange(rank, device=values.device)).expand(len(values), rank)
-
-
 def _fields(pairs: RitzPairs) -> tuple[Tensor, ...]:
     return pairs.values, pairs.vectors, pairs.residuals, pairs.products, pairs.status
 
@@ -384,16 +341,6 @@ def _shared_draw(like: Tensor, generator: Generator) -> Tensor:
     """One random direction for all cases (case, n)."""
     draw = torch.randn(like.shape[1], generator=generator, dtype=like.dtype, device=generator.device)
     return draw.to(like.device).expand_as(like)
-
-
-def complement(known: Float[Tensor, "case k n"]) -> Float[Tensor, "case m n"]:
-    """An orthonormal basis (case, n - k, n) of the complement of orthonormal rows (case, k, n)."""
-    k = known.shape[1]
-    if k == 0:
-        n = known.shape[2]
-        return torch.eye(n, dtype=known.dtype, device=known.device).expand(len(known), n, n)
-    full = torch.linalg.qr(torch.nan_to_num(known).transpose(1, 2), mode="complete").Q
-    return full[:, :, k:].transpose(1, 2)
 
 
 def _unit(v: Tensor) -> Tensor:

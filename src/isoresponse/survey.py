@@ -28,7 +28,7 @@ from isoresponse.planes import grid_of, plane_responses
 from isoresponse.sections import plane_basis, section_curvature
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SurveyGrid:
     """How the planes of a survey are sampled.
 
@@ -42,6 +42,8 @@ class SurveyGrid:
         Share of the response gained from the origin to `reach` along the exciting direction at which contours are examined.
     unit
         Input units per plane unit, for the published estimators (31.773287 in Paiton et al. 2020, whose planes reach 2).
+    origin
+        Where the planes start (*shape); the zero input if left out.
     batch_size
         Inputs evaluated together.
     """
@@ -50,6 +52,7 @@ class SurveyGrid:
     size: int = 30
     level: float = 0.5
     unit: float = 1.0
+    origin: Tensor | None = None
     batch_size: int = 4096
 
     def __post_init__(self) -> None:
@@ -121,7 +124,6 @@ def survey_planes(
     seconds: Mapping[str, Float[Tensor, "neuron plane *shape"]],
     *,
     grid: SurveyGrid,
-    origin: Float[Tensor, "*shape"] | None = None,
     jet: JetBuilder = exact_jet,
     progress: bool = True,
 ) -> PlaneSurvey:
@@ -138,8 +140,6 @@ def survey_planes(
         `attack_directions`. They need not be orthogonal to the first.
     grid
         How planes are sampled, in input units.
-    origin
-        Where the planes start, by default the zero input.
     jet
         How curvature is measured; on networks of ReLUs and on sparse coding use a finite scale, `partial(secant_jet,
         scale=...)`: their exact curvature is zero almost everywhere.
@@ -163,7 +163,7 @@ def survey_planes(
     tensor([[2., 2., 2., 2., 2.]])
     """
     families, shape = _checked(neurons, exciting, seconds)
-    start = exciting.new_zeros(shape) if origin is None else origin
+    start = exciting.new_zeros(shape) if grid.origin is None else grid.origin
     if start.shape != shape:
         raise ValueError(f"origin must have the shape of an input, {tuple(shape)}, got {tuple(start.shape)}.")
     directions = torch.cat(list(seconds.values()), 1)

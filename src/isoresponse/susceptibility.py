@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.crossing import Problem, nearest_in_plane
-from isoresponse.jets import krylov_secants
+from isoresponse.krylov import krylov_secants
 from isoresponse.loop import Status, failed, mark, status_tensor
 from isoresponse.neuron import Neuron
 from isoresponse.operators import secant_product
