@@ -7,8 +7,10 @@ import warnings
 import pytest
 import torch
 from analytic import SMOOTH, bending, energy, frames, linear, normal, planes, quadric, relu_net, sphere, uniform
+from matplotlib.figure import Figure
 
 import isoresponse as iso
+from isoresponse import plot
 from isoresponse.distribution import curvature_spectrum, mean_curvature, taxonomy
 from isoresponse.geometry import (
     FlatHessianWarning,
@@ -261,6 +263,21 @@ def test_the_spectrum_has_the_shares_of_the_curvatures(generator):
     torch.testing.assert_close(
         (spectrum.nodes * spectrum.weights).sum(2).mean(1), known.curvatures.mean(1), rtol=0.1, atol=0
     )
+
+
+def test_the_histogram_of_a_spectrum_adds_up_and_is_drawn(generator):
+    known = quadric(2, 60, low=-0.9, high=3.0, generator=generator)
+    spectrum = curvature_spectrum(exact_jet(known.neuron, known.point), probes=6, steps=20, generator=generator)
+    shares, errors = spectrum.histogram(torch.linspace(-5, 8, 14, dtype=torch.float64))
+    assert shares.shape == errors.shape == (2, 13)
+    torch.testing.assert_close(shares.sum(1), torch.ones(2, dtype=torch.float64))
+    ax = Figure().subplots()
+    plot.curvature_spectrum(ax, spectrum, case=1)
+    (stairs,) = [p for p in ax.patches if hasattr(p, "get_data")]
+    assert stairs.get_data().values.sum() == pytest.approx(1)
+    assert "59 directions" in ax.get_legend_handles_labels()[1]
+    with pytest.raises(ValueError, match="at least 2 bins, got 1 bins"):
+        plot.curvature_spectrum(ax, spectrum, bins=1)
 
 
 def test_a_small_spectrum_is_counted(generator):

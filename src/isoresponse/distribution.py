@@ -9,6 +9,7 @@ indifferent and tolerant.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -65,6 +66,11 @@ class CurvatureSpectrum:
         spread = each.std(1) / probes**0.5 if probes > 1 else torch.zeros_like(each[:, 0])
         bad = failed(self.status)
         return each.mean(1).masked_fill(bad, torch.nan), spread.masked_fill(bad, torch.nan)
+
+    def histogram(self, edges: Float[Tensor, " edge"]) -> tuple[Float[Tensor, "case bin"], Float[Tensor, "case bin"]]:
+        """Shares (case, bin) of the directions between increasing `edges` (1/input), and their standard errors."""
+        pairs = [self.share(low, high) for low, high in pairwise(edges.unbind())]
+        return torch.stack([share for share, _ in pairs], 1), torch.stack([error for _, error in pairs], 1)
 
     def __repr__(self) -> str:
         return summary("CurvatureSpectrum", self.nodes.amax((1, 2)), "largest node", self)

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from isoresponse.distribution import CurvatureSpectrum
 from isoresponse.planes import ResponseSurface
 from isoresponse.susceptibility import Comparison
 
@@ -152,6 +154,30 @@ def curvature_histograms(
     ax.set_xlim(edges[0], edges[-1])
     ax.set_xlabel(xlabel)
     ax.set_ylabel("share of the values per bin")
+    ax.legend(fontsize=7)
+    return ax
+
+
+def curvature_spectrum(ax: Axes, spectrum: CurvatureSpectrum, *, case: int = 0, bins: int = 41) -> Axes:
+    """The distribution of one contour's principal curvatures as a histogram with its standard errors, and the flat band.
+
+    Raises ValueError for a case that failed, or fewer than two bins.
+    """
+    nodes = _numpy(spectrum.nodes[case])
+    if bins < 2 or not np.isfinite(nodes).all():
+        raise ValueError(f"case {case} needs finite curvatures and at least 2 bins, got {bins} bins; look at .status.")
+    edges = _edges_around_zero(nodes.ravel(), bins)
+    shares, errors = (_numpy(t[case]) for t in spectrum.histogram(torch.as_tensor(edges)))
+    ax.stairs(shares, edges, color=BLUE, lw=1.6, label=f"{spectrum.directions} directions")
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    if errors.any():
+        ax.errorbar(middle, shares, errors, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, label="standard error")
+    band = float(spectrum.error[case])
+    ax.axvspan(-band, band, color=ORANGE, alpha=0.35, label=f"flat within ±{band:.2g}")
+    ax.set_yscale("symlog", linthresh=1 / max(1, spectrum.directions))
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("principal curvature (1/input unit)")
+    ax.set_ylabel("share of the directions per bin")
     ax.legend(fontsize=7)
     return ax
 
