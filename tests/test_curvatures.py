@@ -131,7 +131,7 @@ def test_as_the_dense_eigendecomposition(generator, n):
     for end, expected in (("outward", dense.flip(1)[:, :6]), ("inward", dense[:, :6].flip(1))):
         seen = principal_curvatures(jet, 6, end=end, generator=generator)
         torch.testing.assert_close(seen.values, expected, rtol=1e-9, atol=1e-12)
-        assert ((seen.values - expected).abs() <= seen.error).all()
+        assert ((seen.values - expected).abs() <= seen.error + 1e-15).all()  # the dense matrix rounds too
         assert (seen.products < n).all() or n <= 64
     total = mean_curvature(jet, probes=n, generator=generator)
     torch.testing.assert_close(total.value, dense.sum(1) / (n - 1), rtol=1e-9, atol=1e-12)

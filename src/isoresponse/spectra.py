@@ -130,7 +130,7 @@ def extreme_eigenpairs(
         krylov.extend()
         if krylov.steps < min(check, limit):
             continue
-        check = max(2 * rank, krylov.steps + max(2, krylov.steps // 8))
+        check = max(2 * rank, krylov.steps + max(2, krylov.steps // 6))
         values, small = krylov.ritz()
         order = wanted.places(values)
         finite = torch.isfinite(values).all(1)
@@ -206,7 +206,7 @@ class _Krylov:
         self.seams = start.new_zeros(
             (cases, 2), dtype=torch.int64
         )  # steps at which the space was exhausted: last, before
-        self.scale, self.drift = start.new_zeros(cases), start.new_zeros(cases)
+        self.scale, self.drift = start.new_zeros((cases, 1)), start.new_zeros((cases, 1))
         self.next = _unit(self._outside(start, self.known))
         # draws depend on the step alone, not on which cases happen to need one
         self.seed = (
@@ -216,7 +216,7 @@ class _Krylov:
     @property
     def noise(self) -> Tensor:
         """How far rounding moves eigenvalues (case,): what products gave where symmetry and orthogonality ask for zero."""
-        return self.drift.sqrt() + 8 * torch.finfo(self.scale.dtype).eps * self.scale
+        return (self.drift + 8 * torch.finfo(self.scale.dtype).eps * self.scale)[:, 0]
 
     def extend(self) -> None:
         """One product and one more basis vector."""
@@ -227,7 +227,7 @@ class _Krylov:
         vector = self.next
         self.rows[:, first + k] = vector
         product = self.operator @ vector
-        self.scale = torch.maximum(self.scale, vector_norm(product, dim=1))
+        self.scale = torch.maximum(self.scale, vector_norm(product, dim=1, keepdim=True))
         # --- what the three-term recurrence says first; then one pass over everything removes what rounding, or an operator that
         # is not quite symmetric, has left, and measures it
         along = (vector * product).sum(1, keepdim=True)
@@ -238,11 +238,10 @@ class _Krylov:
         weights = torch.bmm(known, rest[:, :, None])
         rest = torch.baddbmm(rest[:, None], weights.transpose(1, 2), known, alpha=-1)[:, 0]
         self.diagonal.append(along + weights[:, -1])
-        self.drift = self.drift + weights[:, first:-1, 0].square().sum(1)
+        self.drift = torch.hypot(self.drift, vector_norm(weights[:, first:-1], dim=1))
         length = vector_norm(rest, dim=1, keepdim=True)
         self.steps = k + 1
-        tiny = torch.finfo(rest.dtype).tiny
-        exhausted = length <= 100 * torch.finfo(rest.dtype).eps * self.scale[:, None].clamp_min(tiny)
+        exhausted = length <= 100 * torch.finfo(rest.dtype).eps * self.scale
         if bool(exhausted.any()):
             rest, length = self._restart(rest, length, exhausted)
         else:
@@ -252,7 +251,7 @@ class _Krylov:
 
     def _restart(self, rest: Tensor, length: Tensor, exhausted: Tensor) -> tuple[Tensor, Tensor]:
         """Next vectors (case, n) and couplings (case, 1), where the space of some cases is exhausted."""
-        self.drift = self.drift + torch.where(exhausted, length, torch.zeros_like(length))[:, 0].square()
+        self.drift = torch.hypot(self.drift, torch.where(exhausted, length, torch.zeros_like(length)))
         moved = torch.stack([torch.full_like(self.seams[:, 0], self.steps), self.seams[:, 0]], 1)
         self.seams = torch.where(exhausted, moved, self.seams)
         if self.seed is not None:
@@ -294,7 +293,7 @@ class _Krylov:
         never = self.seams[:, 0] == 0
         if bool(never.all()):
             return never
-        unwanted = {"both": 0.0, "outward": -2.0, "inward": 2.0}[wanted.end] * (self.scale + 1)
+        unwanted = {"both": 0.0, "outward": -2.0, "inward": 2.0}[wanted.end] * (self.scale[:, 0] + 1)
         last, before = (self._leading(at, unwanted) for at in self.seams.unbind(1))
         last, before = (v.gather(1, wanted.places(v)) for v in (last, before))
         size = last.abs().amax(1)
