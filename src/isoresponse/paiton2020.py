@@ -115,7 +115,7 @@ def _mirrored(surface: np.ndarray) -> np.ndarray:
 def _contour_fit(surface: np.ndarray, level: float) -> tuple[float, float] | None:
     """Coefficient c2 and residual of x(y) on the first contour, in grid indices; None without a contour of three points.
 
-    First is the contour that holds the smallest (row, column).
+    First is, of the contours that span three rows, the one that holds the smallest (row, column).
     """
     lines = [np.asarray(line)[:, ::-1] for line in contourpy.contour_generator(z=surface).lines(level)]
     lines = [line for line in lines if len(np.unique(line[:, 0])) >= 3]
