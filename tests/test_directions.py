@@ -82,6 +82,21 @@ def test_the_attack_direction_of_a_linear_neuron_is_its_gradient():
 
 
 @pytest.mark.parametrize(
+    "ask",
+    [
+        lambda a, g: random_directions(1, orthogonal_to=a, generator=g),
+        lambda a, g: comparison_directions(a, a[None]),
+        lambda a, g: phase_shifted(a),
+    ],
+)
+def test_integers_are_refused(generator, monkeypatch, ask):
+    for name in ("random_directions", "comparison_directions", "phase_shifted"):
+        monkeypatch.setitem(globals(), name, inspect.unwrap(globals()[name]))
+    with pytest.raises(TypeError, match=r"must be floating point, float32 or float64, got torch\.int64; convert it"):
+        ask(torch.tensor([1, 2, 3]), generator)
+
+
+@pytest.mark.parametrize(
     ("ask", "message"),
     [
         (lambda a, g: random_directions(0, orthogonal_to=a, generator=g), "count must be at least 1"),

@@ -8,7 +8,7 @@ import torch
 from analytic import bending, frames, normal, quadric, relu_net, uniform
 from torch.autograd.function import once_differentiable
 
-from isoresponse.geometry import principal_curvatures
+from isoresponse.geometry import normal_curvature, principal_curvatures
 from isoresponse.jets import JetBuilder, exact_jet, secant_jet, smoothed_jet
 from isoresponse.krylov import krylov_jet
 from isoresponse.loop import Status
@@ -236,3 +236,72 @@ def test_too_many_axes_are_refused():
         ValueError, match="along all 5000 axes 5000 x 5000 numbers per case would be stored; give a basis"
     ):
         secant_jet(neuron, torch.ones(1, 5000), scale=0.1)
+
+
+# --- numbers that looked fine
+
+
+def test_what_is_separable_along_the_axes_is_not_taken_for_a_quadratic():
+    """x^4 summed over the axes: no asymmetry at all, yet along the diagonal the curvature is an eighth of what the axes say."""
+    neuron = Neuron(lambda x: x.sum(1) + x.pow(4).sum(1), (8,))
+    x = torch.zeros(1, 8, dtype=torch.float64)
+    t = torch.tensor([[1.0, -1.0] * 4], dtype=torch.float64)
+    seen = normal_curvature(secant_jet(neuron, x, scale=1.0), t)
+    truth = bending(secant_jet(neuron, x, scale=1.0, basis=t[:, None]), t)
+    assert abs(float(seen.value - truth)) > 1
+    assert abs(float(seen.value - truth)) <= float(seen.error)
+
+
+def test_a_krylov_space_that_ends_early_has_no_second_curvature():
+    ball = Neuron(lambda x: -x.norm(dim=1), (3,))
+    x = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]], dtype=torch.float64)
+    d = torch.tensor([[0.0, 0.0, -0.5], [0.0, 0.1, -0.5]], dtype=torch.float64)
+    seen = principal_curvatures(krylov_jet(ball, x, displacement=d), 1, generator=torch.Generator())
+    assert seen.status.tolist() == [int(Status.UNDEFINED), int(Status.DONE)]
+    assert seen.values.isnan()[:, 0].tolist() == [True, False]
+
+
+def test_steps_that_rounding_changes_are_taken_as_they_came_out():
+    centre = torch.tensor([200.3, 150.2, 100.1])
+    neuron = Neuron(lambda x: -0.5 * (x - centre).square().sum(1), (3,))
+    x = centre + torch.tensor([[1.0, 0.0, 0.0]])
+    for scale in (1e-2, 1e-3):
+        seen = principal_curvatures(secant_jet(neuron, x, scale=scale), 2, generator=torch.Generator())
+        torch.testing.assert_close(seen.values, torch.ones(1, 2), rtol=0, atol=1e-3)
+        assert (seen.error > (seen.values - 1).abs()).all()
+
+
+def test_one_sided_differences_of_a_large_response_say_how_little_they_know():
+    neuron = Neuron(lambda x: 1e4 + 3 * x[:, 0] + x[:, 0].square(), (2,))
+    x = torch.tensor([[0.5, 0.5]])
+    jet = krylov_jet(neuron, x, displacement=torch.tensor([[1e-2, 1e-2]]), steps=1)
+    seen = float((jet.hessian @ torch.tensor([[1.0, 1.0]])).sum() / 2)
+    assert abs(seen - 1) <= float(jet.error)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
+def test_responses_of_any_size_in_float32(size):
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    x = torch.tensor([[1.0, 0.5, 0.2, 0.7]])
+    plain = principal_curvatures(
+        exact_jet(Neuron(lambda z: -(weights * z.square()).sum(1), (4,)), x), 3, generator=torch.Generator()
+    )
+    neuron = Neuron(lambda z: -size * (weights * z.square()).sum(1), (4,))
+    for jet in (exact_jet(neuron, x), secant_jet(neuron, x, scale=0.1)):
+        seen = principal_curvatures(jet, 3, generator=torch.Generator())
+        torch.testing.assert_close(seen.values, plain.values, rtol=1e-4, atol=1e-5)
+
+
+def test_bases_may_have_the_shape_of_images_and_inputs_may_carry_a_graph(generator):
+    neuron = Neuron(lambda x: x.flatten(1).square().sum(1), (1, 2, 3))
+    x = normal(2, 1, 2, 3, generator=generator).requires_grad_(True)
+    basis = normal(2, 2, 1, 2, 3, generator=generator)
+    for jet in (
+        secant_jet(neuron, x, scale=0.1, basis=basis),
+        smoothed_jet(neuron, x, scale=0.1, samples=40, generator=generator, basis=basis),
+        krylov_jet(neuron, x, displacement=basis[:, 0]),
+        exact_jet(neuron, x),
+    ):
+        seen = principal_curvatures(jet, 1, generator=generator)
+        assert not seen.values.requires_grad
+        assert not jet.point.requires_grad

@@ -8,9 +8,10 @@ import pytest
 import torch
 from analytic import SMOOTH, bending, linear, normal, quadric, relu_net, sphere
 
+from isoresponse.geometry import FlatHessianWarning
 from isoresponse.jets import exact_jet, secant_jet, smoothed_jet
 from isoresponse.loop import Status
-from isoresponse.neuron import Neuron
+from isoresponse.neuron import Box, Neuron
 from isoresponse.sections import plane_basis, sagitta_curvature, section, section_curvature
 
 BENT = [make for make in SMOOTH if make is not linear]
@@ -66,7 +67,8 @@ def test_a_finite_scale_sees_the_bending_of_a_network_of_relus(generator):
     net = Neuron.of(relu_net(generator=generator), shape=(6,))
     x = normal(10, 6, generator=generator)
     basis = plane_basis(net.value_and_grad(x)[1], normal(10, 6, generator=generator))
-    assert (section_curvature(net, x, basis).curvature == 0).all()
+    with pytest.warns(FlatHessianWarning, match="says nothing about bending"):
+        assert (section_curvature(net, x, basis).curvature == 0).all()
     for jet in (partial(secant_jet, scale=0.8), partial(smoothed_jet, scale=0.8, samples=500, generator=generator)):
         seen = section_curvature(net, x, basis, jet=jet)
         assert (seen.curvature.abs() > 1e-4).any()
@@ -127,3 +129,28 @@ def test_planes_that_are_none_are_refused(generator, ask, message):
     known = quadric(3, generator=generator)
     with pytest.raises(ValueError, match=message):
         ask(known.neuron, known.x)
+
+
+def test_a_scale_that_leaves_the_box_in_the_plane_is_too_wide():
+    neuron = Neuron(lambda x: x.square().sum(1), (3,), Box(0.0, 1.0))
+    x = torch.full((1, 3), 0.5, dtype=torch.float64)
+    basis = plane_basis(x, torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64))
+    cut = section_curvature(neuron, x, basis, jet=partial(secant_jet, scale=50.0))
+    assert cut.status.tolist() == [int(Status.TOO_WIDE)]
+    assert cut.curvature.isnan().all()
+
+
+def test_an_arc_hidden_by_rounding_is_not_straight():
+    neuron = Neuron(lambda x: 1e3 - x.square().sum(1), (2,))
+    x = torch.tensor([[0.0, 0.5]])
+    basis = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]])
+    for scale in (0.1, 0.01, 0.003):
+        seen = sagitta_curvature(neuron, x, basis, scale=scale)
+        assert abs(float(seen.curvature) - 2) <= float(seen.error)
+
+
+def test_tiny_and_huge_directions_span_planes():
+    for size in (1e-22, 1e20):
+        first, second = size * torch.tensor([[1.0, 1, 0]]), size * torch.tensor([[0.0, 1, 0]])
+        basis = plane_basis(first, second)
+        torch.testing.assert_close(basis @ basis.transpose(1, 2), torch.eye(2)[None], rtol=0, atol=1e-6)

@@ -125,3 +125,27 @@ def test_parallel_directions_span_no_plane(pair):
 def test_grids_of_no_use_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         SurveyGrid(**settings)
+
+
+def test_directions_of_failed_attacks_have_a_status_and_the_other_planes_go_on(pair):
+    neurons, phi, second = pair
+    spoilt = second.clone()
+    spoilt[1, 0] = torch.nan
+    spoilt[1, 2] = 0
+    dead = phi.clone()
+    dead[0] = 0
+    seen = survey_planes(
+        neurons, dead, {"attack": spoilt}, grid=GRID, jet=partial(secant_jet, scale=1e-3), progress=False
+    )
+    undefined = int(Status.UNDEFINED)
+    assert seen.status[1].tolist() == [undefined, 1, undefined, 1]
+    assert seen.published_status[1].tolist() == [undefined, 1, undefined, 1]
+    assert (seen.status[0] == undefined).all()
+    assert seen.curvature[1].isnan().tolist() == [True, False, True, False]
+    assert seen.iso_response[0].isnan().all()
+
+
+def test_the_estimator_stays_with_the_table(pair):
+    neurons, phi, second = pair
+    seen = survey_planes(neurons, phi, {"a": second}, grid=GRID, jet=partial(secant_jet, scale=0.1), progress=False)
+    assert to_dataset(seen, coords=seen.coords).attrs["estimator"] == "secant"

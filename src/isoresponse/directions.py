@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from isoresponse.neuron import Neuron
+from isoresponse.operators import length
 from isoresponse.solve import closest_point
 
 
@@ -50,7 +51,7 @@ def random_directions(
         draw = (q * torch.diagonal(r).sign()).T
     for _ in range(2):
         draw = draw - (draw @ axis)[:, None] * axis
-        draw = draw / draw.norm(dim=1, keepdim=True)
+        draw = draw / length(draw, keepdim=True)
     return draw.reshape(count, *orthogonal_to.shape)
 
 
@@ -94,7 +95,7 @@ def comparison_directions(
     rest = rows[order]
     for _ in range(2):
         rest = rest - (rest @ axis)[:, None] * axis
-        rest = rest / rest.norm(dim=1, keepdim=True)
+        rest = rest / length(rest, keepdim=True)
     return rest.reshape(wanted, *target.shape), order
 
 
@@ -118,6 +119,10 @@ def phase_shifted(image: Float[Tensor, "*shape"], angle: float = math.pi / 2) ->
     >>> bool(torch.allclose(phase_shifted(torch.cos(t)), torch.sin(t)))
     True
     """
+    if image.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"image must be floating point, float32 or float64, got {image.dtype}; convert it, e.g. with .float()."
+        )
     if image.ndim not in (1, 2, 3):
         raise ValueError(f"image must have shape (n,), (h, w) or (channel, h, w), got {tuple(image.shape)}.")
     axes = tuple(range(max(0, image.ndim - 2), image.ndim))
@@ -127,6 +132,8 @@ def phase_shifted(image: Float[Tensor, "*shape"], angle: float = math.pi / 2) ->
     power = power.sum(0) if image.ndim == 3 else power
     whole = float(power.sum())
     power.flatten()[0] = 0.0
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("image must be finite, got NaN or infinity.")
     if not float(power.max()) > torch.finfo(image.dtype).eps ** 2 * whole:
         raise ValueError(
             "image has no frequency but its mean, so it has no phase to shift; give an image with structure."
@@ -156,8 +163,11 @@ def attack_directions(
 
 
 def _unit(v: Tensor, what: str) -> Tensor:
-    flat = v.flatten()
-    length = flat.norm()
-    if not (bool(torch.isfinite(length)) and bool(length > 0)):
+    if v.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{what} must be floating point, float32 or float64, got {v.dtype}; convert it, e.g. with .float()."
+        )
+    size = length(v.flatten())
+    if not (bool(torch.isfinite(size)) and bool(size > 0)):
         raise ValueError(f"{what} must be finite and not zero.")
-    return flat / length
+    return v.flatten() / size

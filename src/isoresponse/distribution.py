@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import scipy.stats
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -22,6 +23,10 @@ from isoresponse.loop import Status, failed, mark
 from isoresponse.spectra import quadrature
 from isoresponse.xtrace import trace
 
+_QUANTILE = (
+    1.4  # times Student's: the estimates that leave one probe out are not independent, and spread a little too little
+)
+
 
 @dataclass(frozen=True, eq=False)
 class MeanCurvature:
@@ -32,7 +37,7 @@ class MeanCurvature:
     )
     standard_error: Tensor = axes("case", units="1/input", about="standard error of the trace estimate")
     error: Tensor = axes(
-        "case", units="1/input", about="error at the stated scale: three standard errors, and the jet's"
+        "case", units="1/input", about="error at the stated scale: 95 % of the sampling, and the jet's"
     )
     scale: Tensor = axes("case", **SCALE)
     status: Tensor = axes("case", **STATUS)
@@ -47,8 +52,11 @@ class CurvatureSpectrum:
     """The distribution of all principal curvatures: nodes with weights that sum to one for each probe."""
 
     nodes: Tensor = axes("case", "probe", "node", units="1/input", about="curvature")
+    residuals: Tensor = axes(
+        "case", "probe", "node", units="1/input", about="distance to the nearest curvature at most"
+    )
     weights: Tensor = axes("case", "probe", "node", about="share of the tangent directions with about that curvature")
-    error: Tensor = axes("case", units="1/input", about="error of a node at the stated scale, rounding included")
+    error: Tensor = axes("case", units="1/input", about="error of a curvature at the stated scale, rounding included")
     scale: Tensor = axes("case", **SCALE)
     status: Tensor = axes("case", **STATUS)
     directions: int = axes(about="number of tangent directions")
@@ -58,10 +66,22 @@ class CurvatureSpectrum:
         """Share (case,) of the directions whose curvature is in [low, high), numbers or (case,), and its standard error
         over the probes; the error is 0 where all curvatures were computed, and so counted.
         """
-        low, high = (
-            torch.as_tensor(b, dtype=self.nodes.dtype, device=self.nodes.device).reshape(-1, 1, 1) for b in (low, high)
-        )
-        each = (self.weights * ((self.nodes >= low) & (self.nodes < high))).sum(2)
+        nodes = self.nodes.double()  # bounds are not rounded to the dtype of the nodes
+        low, high = (torch.as_tensor(b, dtype=nodes.dtype, device=nodes.device).reshape(-1, 1, 1) for b in (low, high))
+        return self._share((nodes >= low) & (nodes < high))
+
+    def kinds(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+        """Shares (case,), with standard errors, of the directions bent outward for certain, flat or not for certain, and inward
+        for certain; and the band (case,) within which the second are: a curvature's error and the largest residual among them.
+        """
+        band = self.error[:, None, None] + self.residuals
+        above, below = self.nodes > band, self.nodes < -band
+        flat = ~(above | below)
+        widest = torch.maximum(torch.where(flat, band, torch.zeros_like(band)).amax((1, 2)), self.error)
+        return self._share(above), self._share(flat), self._share(below), widest
+
+    def _share(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        each = (self.weights * inside).sum(2)
         probes = each.shape[1]
         spread = each.std(1) / probes**0.5 if probes > 1 else torch.zeros_like(each[:, 0])
         bad = failed(self.status)
@@ -80,8 +100,8 @@ class CurvatureSpectrum:
 class Taxonomy:
     """How many tangent directions a neuron is selective, indifferent and tolerant to.
 
-    Curvature above the band is exo-origin (selective), below minus the band endo-origin (tolerant), the rest is flat as
-    far as the estimator can tell.
+    Curvature above the band is exo-origin (selective), below minus the band endo-origin (tolerant), within it flat as
+    far as the estimator can tell. The three add up to the number of tangent directions.
     """
 
     selective: Tensor = axes("case", about="directions with contours bent outward")
@@ -110,17 +130,17 @@ def mean_curvature(jet: Jet, *, probes: int = 16, generator: Generator) -> MeanC
     part = tangents(jet)
     total, spread = trace(part.operator, probes, deflate=part.deflate, generator=generator)
     warn_where_flat(jet, total == 0)
-    status = mark(jet.status, (~torch.isfinite(total) & ~failed(jet.status), Status.NOT_FINITE))
+    status = mark(part.status, (~torch.isfinite(total) & ~failed(part.status), Status.NOT_FINITE))
     bad = failed(status)
     value, standard_error = ((t / part.size).masked_fill(bad, torch.nan) for t in (total, spread))
-    error = 3 * standard_error + jet_error(jet, value)  # with 16 probes two cover 86 % (XTrace's own is a little small)
+    error = _QUANTILE * float(scipy.stats.t.ppf(0.975, probes - 1)) * standard_error + jet_error(jet, value)
     return MeanCurvature(value, standard_error, error, jet.scale, status, jet.estimator)
 
 
 def curvature_spectrum(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> CurvatureSpectrum:
     """The whole distribution of principal curvatures, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
 
-    `probes` times `steps` Hessian products, and no matrix. Where `steps` reaches the number of tangent directions every
+    `probes` times `steps` Hessian products, and no matrix. Where that many reach the number of tangent directions every
     curvature is computed, once, and counted.
 
     Raises ValueError for fewer than two probes or steps. Warns as `principal_curvatures` does.
@@ -128,21 +148,22 @@ def curvature_spectrum(jet: Jet, *, probes: int = 8, steps: int = 40, generator:
     if probes < 2 or steps < 2:
         raise ValueError(f"probes and steps must be at least 2, got {probes} and {steps}.")
     part = tangents(jet)
-    nodes, weights, noise = quadrature(part.operator, probes, steps, deflate=part.deflate, generator=generator)
+    nodes, weights, residuals = quadrature(part.operator, probes, steps, deflate=part.deflate, generator=generator)
     warn_where_flat(jet, (nodes == 0).flatten(1).all(1))
     finite = torch.isfinite(nodes).flatten(1).all(1)
-    status = mark(jet.status, (~finite & ~failed(jet.status), Status.NOT_FINITE))
+    status = mark(part.status, (~finite & ~failed(part.status), Status.NOT_FINITE))
     bad = failed(status)
-    nodes, weights = (t.masked_fill(bad[:, None, None], torch.nan) for t in (nodes, weights))
-    error = (noise + jet_error(jet, nodes.abs().amax((1, 2)))).masked_fill(bad, torch.nan)
-    return CurvatureSpectrum(nodes, weights, error, jet.scale, status, part.size, jet.estimator)
+    nodes, residuals, weights = (t.masked_fill(bad[:, None, None], torch.nan) for t in (nodes, residuals, weights))
+    error = residuals.amin((1, 2)) + jet_error(jet, nodes.abs().amax((1, 2)))  # the least residual is rounding
+    return CurvatureSpectrum(nodes, residuals, weights, error, jet.scale, status, part.size, jet.estimator)
 
 
 def taxonomy(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator) -> Taxonomy:
     """How many directions are exo-origin (selective), flat, and endo-origin (tolerant), for each case.
 
-    Counted where `steps` reaches the number of tangent directions, estimated with a standard error beyond. The band
-    within which a direction counts as flat is the error of a curvature: that of the jet at its scale, and rounding.
+    Counted where `probes` * `steps` products reach the number of tangent directions, estimated with a standard error beyond.
+    The band within which a direction counts as flat is the error of a curvature: that of the jet at its scale, rounding, and
+    where the spectrum is estimated the residual of its nodes. So more steps leave a narrower band.
 
     Examples
     --------
@@ -155,11 +176,7 @@ def taxonomy(jet: Jet, *, probes: int = 8, steps: int = 40, generator: Generator
     (0.0, 7.0, 1.0)
     """
     spectrum = curvature_spectrum(jet, probes=probes, steps=steps, generator=generator)
-    band, infinite = spectrum.error, torch.full_like(spectrum.error, torch.inf)
-    above = torch.nextafter(band, infinite)
-    (selective, up), (flat, _), (tolerant, down) = (
-        spectrum.share(low, high) for low, high in ((above, infinite), (-band, above), (-infinite, -band))
-    )
+    (selective, up), (flat, _), (tolerant, down), band = spectrum.kinds()
     n = spectrum.directions
     return Taxonomy(
         n * selective, n * flat, n * tolerant, n * up, n * down, band, jet.scale, spectrum.status, jet.estimator

@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from isoresponse._fields import axes
 from isoresponse.jets import Jet
 from isoresponse.loop import Status, count_statuses, failed, mark
-from isoresponse.operators import SymmetricOperator, complement
+from isoresponse.operators import SymmetricOperator, complement, length
 from isoresponse.spectra import End, Wanted, extreme_eigenpairs
 
 SCALE = {"units": "input", "about": "scale of the jet, 0 for exact"}
@@ -114,7 +114,7 @@ def local_geometry(jet: Jet, *, rank: int | None = None, generator: Generator | 
     normal, steepness = jet.normal, jet.steepness
     bent = (jet.hessian @ normal) / steepness[:, None]
     rate = (normal * bent).sum(1)
-    rounding = torch.finfo(rate.dtype).eps * bent.norm(dim=1)
+    rounding = torch.finfo(rate.dtype).eps * length(bent)
     tilt = jet.gradient_error / steepness
     return LocalGeometry(
         spacing=1 / steepness,
@@ -122,7 +122,7 @@ def local_geometry(jet: Jet, *, rank: int | None = None, generator: Generator | 
         turning=bent - rate[:, None] * normal,
         normal=normal,
         spacing_error=(tilt + torch.finfo(rate.dtype).eps) / steepness,
-        error=jet.error / steepness + 3 * tilt * bent.norm(dim=1) + rounding,
+        error=jet.error / steepness + 3 * tilt * length(bent) + rounding,
         scale=jet.scale,
         status=jet.status,
         estimator=jet.estimator,
@@ -146,6 +146,7 @@ def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Norma
     """Curvature, in 1/input, of the contour along the tangential part of `direction`. One Hessian product.
 
     NaN with status UNDEFINED where the direction has no tangential part, or leaves the directions that the jet measured.
+    Warns as `principal_curvatures` does.
 
     Raises ValueError for directions of another size than the jet's inputs.
     """
@@ -156,16 +157,17 @@ def normal_curvature(jet: Jet, direction: Float[Tensor, "case *shape"]) -> Norma
         )
     normal, eps = jet.normal, torch.finfo(flat.dtype).eps
     tangent = flat - (normal * flat).sum(1, keepdim=True) * normal
-    length = tangent.norm(dim=1, keepdim=True)
-    tangent = tangent / length
-    defined = (length > 100 * eps * flat.norm(dim=1, keepdim=True))[:, 0]
+    size = length(tangent)
+    tangent = tangent / size[:, None]
+    defined = size > 100 * eps * length(flat)
     if jet.basis is not None:
-        inside = torch.einsum("ckn,cn->ck", jet.basis, tangent).norm(dim=1)
+        inside = length(torch.einsum("ckn,cn->ck", jet.basis, tangent))
         defined = defined & (inside > 1 - 1e-6)
     bent = (jet.hessian @ tangent) / jet.steepness[:, None]
     value = -(tangent * bent).sum(1)
+    warn_where_flat(jet, (bent == 0).all(1))
     status = mark(jet.status, (~defined & ~failed(jet.status), Status.UNDEFINED))
-    error = jet_error(jet, value) + 4 * eps * bent.norm(dim=1)
+    error = jet_error(jet, value) + 4 * eps * length(bent)
     bad = failed(status)
     return NormalCurvature(
         value.masked_fill(bad, torch.nan), error.masked_fill(bad, torch.nan), jet.scale, status, jet.estimator
@@ -233,7 +235,7 @@ def principal_curvatures(
     wanted = Wanted(rank, end, rtol, max_steps)
     pairs = extreme_eigenpairs(part.operator, wanted, deflate=part.deflate, generator=generator)
     warn_where_flat(jet, (pairs.values == 0).all(1))
-    status = torch.where(failed(jet.status), jet.status, pairs.status)
+    status = torch.where(failed(part.status), part.status, pairs.status)
     bad = failed(status)[:, None]
     values, residuals = (t.masked_fill(bad, torch.nan) for t in (pairs.values, pairs.residuals))
     directions = part.lift(pairs.vectors).masked_fill(bad[:, :, None], torch.nan)
@@ -242,28 +244,31 @@ def principal_curvatures(
     return Curvatures(values, error, directions, residuals, products, jet.scale, status, jet.estimator)
 
 
-def subspace_curvatures(jet: Jet, basis: Float[Tensor, "case k n"]) -> Curvatures:
-    """All k principal curvatures of the contour within the tangential parts of the directions in `basis` (case, k, n).
+def subspace_curvatures(jet: Jet, basis: Float[Tensor, "case k *direction"]) -> Curvatures:
+    """All k principal curvatures of the contour within the tangential parts of the directions in `basis` (case, k, *shape).
 
     The shape operator is compressed to them by k Hessian products. NaN with status UNDEFINED where the tangential parts are
-    dependent, e.g. because the basis contains the gradient, or leave the directions that the jet measured.
+    dependent, e.g. because the basis contains the gradient, or leave the directions that the jet measured. Warns as
+    `principal_curvatures` does.
 
     Raises ValueError for a basis of another shape, or of n or more directions (there are n - 1 tangents).
     """
     cases, n = jet.gradient.shape
+    basis = basis.flatten(2) if basis.ndim > 3 else basis
     if basis.ndim != 3 or basis.shape[0] != cases or basis.shape[2] != n or not 1 <= basis.shape[1] < n:
         raise ValueError(f"basis must have shape ({cases}, k, {n}) with k below {n}, got {tuple(basis.shape)}.")
     normal = torch.nan_to_num(jet.normal)
-    unit = torch.nan_to_num(basis / basis.norm(dim=2, keepdim=True))
+    unit = torch.nan_to_num(basis / length(basis, keepdim=True))
     tangent = unit - torch.einsum("ckn,cn->ck", unit, normal)[:, :, None] * normal[:, None]
     known = torch.linalg.qr(tangent.transpose(1, 2))
     defined = torch.diagonal(known.R, dim1=1, dim2=2).abs().amin(1) > 1e-6
     rows = known.Q.transpose(1, 2)
     if jet.basis is not None:
-        inside = torch.einsum("cjn,ckn->cjk", rows, jet.basis).norm(dim=2)
+        inside = length(torch.einsum("cjn,ckn->cjk", rows, jet.basis))
         defined = defined & (inside > 1 - 1e-6).all(1)
     images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1)
     small = -torch.einsum("cjn,ckn->cjk", rows, images) / jet.steepness[:, None, None]
+    warn_where_flat(jet, (images == 0).flatten(1).all(1))
     finite = torch.isfinite(small).flatten(1).all(1)
     status = mark(
         jet.status,
@@ -295,6 +300,7 @@ class Tangents:
     lift: Callable[[Tensor], Tensor]  # (case, rank, coordinates) to (case, rank, n)
     size: int
     why: str
+    status: Tensor  # that of the jet, UNDEFINED where fewer directions were measured
 
 
 def tangents(jet: Jet) -> Tangents:
@@ -302,16 +308,30 @@ def tangents(jet: Jet) -> Tangents:
     n = jet.gradient.shape[1]
     if jet.basis is None:
         normal = torch.nan_to_num(jet.normal)
-        return Tangents(_bending(jet), normal[:, None], lambda v: v, n - 1, "input elements minus the normal")
+        _require_tangents(n - 1, n)
+        why = "input elements minus the normal"
+        return Tangents(_bending(jet), normal[:, None], lambda v: v, n - 1, why, jet.status)
     # --- the measured directions that are tangent: exactly known, whatever the Hessian does elsewhere
     inside = torch.nan_to_num(torch.einsum("ckn,cn->ck", jet.basis, jet.normal))
-    rows = torch.einsum("cjk,ckn->cjn", complement((inside / inside.norm(dim=1, keepdim=True))[:, None]), jet.basis)
-    images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1) if rows.shape[1] else rows
+    rows = torch.einsum(
+        "cjk,ckn->cjn", complement(torch.nan_to_num(inside / length(inside, keepdim=True))[:, None]), jet.basis
+    )
+    _require_tangents(rows.shape[1], n)
+    lost = (length(rows) < 0.5).any(1) & ~failed(jet.status)
+    images = torch.stack([jet.hessian @ r for r in rows.unbind(1)], 1)
     small = -torch.einsum("cjn,ckn->cjk", rows, images) / jet.steepness[:, None, None]
     return Tangents(
         _small_operator(0.5 * (small + small.transpose(1, 2))), None, lambda v: torch.einsum("crj,cjn->crn", v, rows),
-        rows.shape[1], "measured directions minus the normal",
+        rows.shape[1], "measured directions minus the normal", mark(jet.status, (lost, Status.UNDEFINED)),
     )  # fmt: skip
+
+
+def _require_tangents(size: int, n: int) -> None:
+    if size < 1:
+        raise ValueError(
+            f"no tangent directions are known: a contour needs at least 2 input elements (there are {n}), and a measured jet at "
+            "least one direction beside the normal."
+        )
 
 
 def _bending(jet: Jet) -> SymmetricOperator:
@@ -338,8 +358,14 @@ def jet_error(jet: Jet, curvature: Tensor) -> Tensor:
 
 
 def warn_where_flat(jet: Jet, zero: Tensor) -> None:
-    """Warn where an exact answer is `zero` (case,) because the Hessian vanishes; called by what a user calls."""
-    if jet.estimator == "exact" and bool((zero & ~failed(jet.status)).any()):
+    """Warn where an exact answer is `zero` (case,) because the Hessian vanishes, in other directions too; called by what a user
+    calls.
+    """
+    zero = zero & ~failed(jet.status)
+    if jet.estimator != "exact" or not bool(zero.any()):
+        return
+    ripple = torch.cos(torch.arange(jet.gradient.shape[1], dtype=jet.gradient.dtype, device=jet.gradient.device))
+    if bool((zero & ((jet.hessian @ ripple.expand_as(jet.gradient)) == 0).all(1)).any()):
         warnings.warn(
             "the exact Hessian vanishes: the response is affine here (a linear neuron, or one piece of a "
             "ReLU network), so curvature 0 says nothing about bending; measure it at a finite scale with "

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from isoresponse._fields import axes
 from isoresponse.loop import Status, mark, status_tensor, take
 from isoresponse.neuron import Neuron
-from isoresponse.operators import SecantOperator, SymmetricOperator, from_secants, spectral_norm
+from isoresponse.operators import SecantOperator, SymmetricOperator, from_secants, length, spectral_norm
 
 ALL_AXES = 4096  # more input elements than this are not measured along every axis
 PROBES_AT_ONCE = 2**22  # input elements evaluated together when gradients are taken at many points
@@ -57,7 +57,7 @@ class Jet:
     @property
     def steepness(self) -> Float[Tensor, " case"]:
         """|g| (case,), response per input unit; NaN where it vanishes and contours have no normal."""
-        return self.gradient.norm(dim=1).masked_fill(self.status != int(Status.DONE), float("nan"))
+        return length(self.gradient).masked_fill(self.status != int(Status.DONE), float("nan"))
 
     @property
     def normal(self) -> Float[Tensor, "case n"]:
@@ -97,6 +97,7 @@ def exact_jet(neuron: Neuron, x: Float[Tensor, "case *shape"]) -> Jet:
     tensor([0.5000])
     """
     neuron.require_inputs(x)
+    x = x.detach()
     value, hessian = _linearised(neuron, x)
     zero = torch.zeros_like(value)
     return Jet(x, value, hessian.like, hessian, zero, zero, zero, jet_status(value, hessian.like), "exact")
@@ -107,16 +108,17 @@ def secant_jet(
     x: Float[Tensor, "case *shape"],
     *,
     scale: float | Tensor,
-    basis: Float[Tensor, "case k n"] | None = None,
+    basis: Float[Tensor, "case k *direction"] | None = None,
 ) -> Jet:
     """The 2-jet at a finite scale: central gradient differences along orthonormal directions, symmetrised.
 
     What it measures along a unit vector t is the mean of t'Ht over the points x + s t with |s| <= scale. Along the
     measured directions themselves that is exact at any scale and for any response; between them it is what the response
     would have if it were quadratic, and the asymmetry of the measured Hessian tells how far from that it is: every mixed
-    derivative was measured twice, and the spectral norm of the differences is the `error`. Two gradients per direction, and
-    one at the point. On a piecewise affine response a scale that meets no kink gives zero with error zero, which is true at
-    that scale and says nothing of a larger one.
+    derivative was measured twice, and the spectral norm of the differences is the `error`. Differences along two random
+    mixtures of the directions are held against it too: a response that is a sum of kinks or powers along the directions has no
+    asymmetry at all. Two gradients per direction, four to check, and one at the point. On a piecewise affine response a scale
+    that meets no kink gives zero with error zero, which is true at that scale and says nothing of a larger one.
 
     Parameters
     ----------
@@ -124,7 +126,7 @@ def secant_jet(
         Half-width of the differences in input units, a number or one per case. A good one is the size of the
         perturbation that is asked about (`propose_scale`). A case whose scale is NaN or wider than the box ends with a status.
     basis
-        Directions (case, k, n) in which curvature is measured; the normal is measured too. All n axes if left out, which
+        Directions (case, k, *shape) in which curvature is measured; the normal is measured too. All n axes if left out, which
         stores n x n numbers per case. Probes may leave the box by `scale`.
 
     Raises
@@ -134,22 +136,27 @@ def secant_jet(
         directions.
     """
     neuron.require_inputs(x)
+    x = x.detach()
     scales = _scales(scale, x)
     value, gradient = neuron.value_and_grad(x)
     gradient = gradient.flatten(1)
     directions = _directions(basis, gradient)
-    step = torch.nan_to_num(scales, nan=1.0)[:, None, None] * directions
-    status = _scale_status(neuron, x, scales, step.abs().amax(1), jet_status(value, gradient))
-    ahead, behind = (_gradients_near(neuron, x, sign * step)[1] for sign in (1.0, -1.0))
-    changes = (ahead - behind) / (2 * scales)[:, None, None]
-    measured = from_secants(directions, changes)
-    rounding = 4 * torch.finfo(x.dtype).eps * ahead.norm(dim=2).amax(1) / scales
+    reach = (scales[:, None, None] * directions).abs().amax(1)
+    status = _scale_status(neuron, x, scales, reach, jet_status(value, gradient))
+    measured = from_secants(*_differences(neuron, x, scales, directions))
+    # --- asymmetry tells how far from quadratic the response is, but for what is separable along the directions
+    mixtures = _mixtures(directions)
+    steps, changes = _differences(neuron, x, scales, mixtures)
+    told = torch.stack([measured @ step for step in steps.unbind(1)], 1)
+    missed = length(torch.einsum("ckn,cmn->cmk", directions, changes - told))
+    missed = (missed.square().mean(1) * directions.shape[1]).sqrt()
+    curved = length(measured.images).amax(1) * length(x.flatten(1))
+    rounding = 4 * torch.finfo(x.dtype).eps * (length(gradient) + curved) / scales
+    error = torch.maximum(2 * measured.skew, missed) + rounding
+    status = finite_status(status, measured)
     known = None if basis is None else measured.basis
     zero = torch.zeros_like(value)
-    return Jet(
-        x, value, gradient, measured.operator(), scales, 2 * measured.skew + rounding, zero,
-        finite_status(status, measured), "secant", known,
-    )  # fmt: skip
+    return Jet(x, value, gradient, measured.operator(), scales, error, zero, status, "secant", known)
 
 
 def smoothed_jet(
@@ -159,14 +166,15 @@ def smoothed_jet(
     scale: float | Tensor,
     samples: int,
     generator: Generator,
-    basis: Float[Tensor, "case k n"] | None = None,
+    basis: Float[Tensor, "case k *direction"] | None = None,
 ) -> Jet:
     """The 2-jet of the response averaged over Gaussian noise of standard deviation `scale` in every measured direction.
 
     Pairs of opposite draws (antithetic), two gradients a pair. The Hessian is the least-squares fit of the gradients'
     differences to the draws (by Stein's identity it tends to that of the averaged response), so it is exact, not only
     unbiased, where the response is quadratic, however few the samples. It is fitted on each half of the samples; the estimate
-    is the mean of the halves, and their disagreement is the error.
+    is the mean of the halves, and their disagreement is the error. What none of the draws meets, a rare but sharp kink, is
+    missing from both.
 
     Parameters
     ----------
@@ -176,8 +184,8 @@ def smoothed_jet(
     samples
         Pairs of draws, shared by all cases; at least 2 * (k + 4) for k measured directions, the normal being one.
     basis
-        Directions (case, k, n) within which the response is averaged, and in which curvature is known; the normal is measured
-        too. The gradient is then the one within them. All n axes if left out, which stores n x n numbers per case.
+        Directions (case, k, *shape) within which the response is averaged, and in which curvature is known; the normal is
+        measured too. The gradient is then the one within them. All n axes if left out, which stores n x n numbers per case.
 
     Raises
     ------
@@ -185,6 +193,7 @@ def smoothed_jet(
         As for `secant_jet`; too few samples.
     """
     neuron.require_inputs(x)
+    x = x.detach()
     scales = _scales(scale, x)
     first = neuron.value_and_grad(x)[1].flatten(1)
     directions = _directions(basis, first)
@@ -201,14 +210,17 @@ def smoothed_jet(
         gradient, gradient_gap = (_within(directions, g) for g in (gradient, gradient_gap))
     measured = from_secants(directions, changes)
     disagreement = from_secants(directions, gap)
-    reach = torch.nan_to_num(scales)[:, None] * directions.norm(dim=1)  # standard deviation of every element
+    reach = torch.nan_to_num(scales)[:, None] * length(
+        directions.transpose(1, 2)
+    )  # standard deviation of every element
     status = _scale_status(neuron, x, scales, reach, jet_status(value, gradient))
     # --- the disagreement of the halves has the law of the error of their mean; the normal's own error tilts the tangents
     even = torch.einsum("ckn,cln->ckl", directions, disagreement.images)
-    gradient_error = gradient_gap.norm(dim=1)
-    tilt = gradient_error / gradient.norm(dim=1)
-    turning = (measured @ gradient).norm(dim=1) / gradient.norm(dim=1)
-    rounding = 4 * torch.finfo(x.dtype).eps * first.norm(dim=1) / scales
+    gradient_error = length(gradient_gap)
+    tilt = gradient_error / length(gradient)
+    turning = length(measured @ gradient) / length(gradient)
+    curved = length(measured.images).amax(1) * length(x.flatten(1))
+    rounding = 4 * torch.finfo(x.dtype).eps * (length(first) + curved) / scales
     error = spectral_norm(even) + 2 * tilt * turning + rounding
     known = None if basis is None else measured.basis
     return Jet(
@@ -269,10 +281,11 @@ def _directions(basis: Tensor | None, gradient: Tensor) -> Tensor:
                 "directions, or use krylov_jet."
             )
         return torch.eye(n, dtype=gradient.dtype, device=gradient.device).expand(cases, n, n)
+    basis = basis.flatten(2) if basis.ndim > 3 else basis
     if basis.ndim != 3 or basis.shape[0] != cases or basis.shape[2] != n or not 1 <= basis.shape[1] <= n:
         raise ValueError(f"basis must have shape ({cases}, k, {n}), got {tuple(basis.shape)}.")
-    unit = torch.nan_to_num(basis / basis.norm(dim=2, keepdim=True))
-    normal = gradient / gradient.norm(dim=1, keepdim=True)
+    unit = torch.nan_to_num(basis / length(basis, keepdim=True))
+    normal = gradient / length(gradient, keepdim=True)
     flat = ~torch.isfinite(normal).all(1)
     normal = torch.where(flat[:, None], torch.zeros_like(normal), normal)
     rows = torch.cat([normal[:, None], unit], 1)
@@ -286,6 +299,22 @@ def _directions(basis: Tensor | None, gradient: Tensor) -> Tensor:
             f"(nearly) dependent ones in {int(dependent.sum())} of {cases} cases."
         )
     return known.Q.transpose(1, 2)
+
+
+def _differences(neuron: Neuron, x: Tensor, scales: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps (case, m, n) along unit directions as they came out in floating point, and the gradient's mean change along each."""
+    offsets = torch.nan_to_num(scales, nan=1.0)[:, None, None] * directions
+    flat = x.flatten(1)[:, None]
+    steps = ((flat + offsets) - (flat - offsets)) / (2 * scales)[:, None, None]
+    ahead, behind = (_gradients_near(neuron, x, sign * offsets)[1] for sign in (1.0, -1.0))
+    return steps, (ahead - behind) / (2 * scales)[:, None, None]
+
+
+def _mixtures(directions: Tensor) -> Tensor:
+    """Two unit mixtures (case, 2, n) of the directions, random but always the same."""
+    draw = torch.randn((2, directions.shape[1]), generator=Generator().manual_seed(0), dtype=directions.dtype)
+    draw = (draw / draw.norm(dim=1, keepdim=True)).to(directions.device)
+    return torch.einsum("mk,ckn->cmn", draw, directions)
 
 
 def _gradients_near(neuron: Neuron, x: Tensor, offsets: Float[Tensor, "case m n"]) -> tuple[Tensor, Tensor]:
@@ -326,12 +355,14 @@ def _within(directions: Tensor, v: Tensor) -> Tensor:
 
 
 def jet_status(value: Tensor, gradient: Tensor) -> Tensor:
-    """DONE, or FLAT where the gradient vanishes, or NOT_FINITE."""
-    finite = torch.isfinite(value) & torch.isfinite(gradient).all(1)
+    """DONE, or FLAT where the gradient vanishes, or NOT_FINITE where it or its length is too large for the dtype."""
+    finite = torch.isfinite(value) & torch.isfinite(length(gradient))
     return mark(status_tensor(Status.DONE, value), ((gradient == 0).all(1), Status.FLAT), (~finite, Status.NOT_FINITE))
 
 
 def finite_status(status: Tensor, measured: SecantOperator) -> Tensor:
-    """`status`, NOT_FINITE where a probe of a sound case was not."""
-    bad = ~torch.isfinite(measured.images).flatten(1).all(1) & (status == int(Status.DONE))
-    return mark(status, (bad, Status.NOT_FINITE))
+    """`status`, NOT_FINITE where a probe of a sound case was not, UNDEFINED where a step was lost in rounding."""
+    sound = status == int(Status.DONE)
+    lost = (measured.basis.square().sum(2) < 0.5).any(1)
+    bad = ~torch.isfinite(measured.images).flatten(1).all(1)
+    return mark(status, (lost & sound, Status.UNDEFINED), (bad & sound, Status.NOT_FINITE))

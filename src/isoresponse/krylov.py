@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isoresponse.jets import Jet, finite_status, jet_status
+from isoresponse.jets import Jet, jet_status
 from isoresponse.loop import Status, mark
 from isoresponse.neuron import Neuron, flatten
-from isoresponse.operators import SecantOperator, from_secants
+from isoresponse.operators import SecantOperator, from_secants, length
 
 
 def krylov_jet(
@@ -22,7 +22,8 @@ def krylov_jet(
     """The 2-jet at the scale of `displacement`, known in the Krylov space of `steps` dimensions that it spans.
 
     One gradient a step, at x plus a step of the length of the displacement (one-sided, inside the box): what the
-    prediction of order 2 looks at. Curvature is known in the tangent directions of that space only.
+    prediction of order 2 looks at. Curvature is known in the tangent directions of that space only, and where the space has
+    fewer dimensions than `steps` (the displacement is an eigenvector, say) principal curvatures are UNDEFINED.
 
     Raises
     ------
@@ -30,20 +31,25 @@ def krylov_jet(
         Invalid inputs, a displacement of another shape, `steps` below 1.
     """
     neuron.require_inputs(x)
+    x = x.detach()
     if displacement.shape != x.shape:
         raise ValueError(f"displacement must have the shape of x, {tuple(x.shape)}, got {tuple(displacement.shape)}.")
     if not 1 <= steps <= x[0].numel():
         raise ValueError(f"steps must be between 1 and the {x[0].numel()} input elements, got {steps}.")
     flat = flatten(neuron, x)
-    start, d = x.flatten(1), torch.nan_to_num(displacement).flatten(1)
+    start, d = x.flatten(1), torch.nan_to_num(displacement.detach()).flatten(1)
     value, gradient = flat.value_and_grad(start)
     measured = krylov_secants(flat, start, value, gradient, d, steps)
-    length = displacement.flatten(1).norm(dim=1)
-    rounding = 4 * torch.finfo(x.dtype).eps * gradient.norm(dim=1) / length
-    status = mark(jet_status(value, gradient), (~(length > 0) | length.isinf(), Status.NOT_FINITE))
+    scale = length(displacement.detach().flatten(1))
+    curved = length(measured.images).amax(1) * length(start)
+    rounding = 4 * torch.finfo(x.dtype).eps * ((length(gradient) + curved) / scale + 2 * value.abs() / scale**2)
+    status = mark(jet_status(value, gradient), (~(scale > 0) | scale.isinf(), Status.NOT_FINITE))
+    bad = ~torch.isfinite(measured.images).flatten(1).all(1) & (status == int(Status.DONE))
+    status = mark(status, (bad, Status.NOT_FINITE))
     zero = torch.zeros_like(value)
+    # few mixed derivatives are a small sample of their disagreement: twice the band of `secant_jet`
     return Jet(
-        x, value, gradient, measured.operator(), length, 2 * measured.skew + rounding, zero, finite_status(status, measured),
+        x, value, gradient, measured.operator(), scale, 4 * measured.skew + rounding, zero, status,
         "krylov", measured.basis,
     )  # fmt: skip
 
@@ -68,7 +74,7 @@ def krylov_secants(
     second-order prediction falls fivefold, `benchmarks/digits.py`).
     """
     moving = displacement != 0
-    length = displacement.norm(dim=1, keepdim=True)
+    size = displacement.norm(dim=1, keepdim=True)
     tried, changes = [], []
     step = displacement
     for _ in range(steps):
@@ -85,7 +91,7 @@ def krylov_secants(
         rest = torch.where(moving, hessian.images[:, -1], torch.zeros_like(step))
         for _ in range(2):
             rest = rest - torch.einsum("ck,ckn->cn", torch.einsum("ckn,cn->ck", hessian.basis, rest), hessian.basis)
-        step = _divide(rest, rest.norm(dim=1, keepdim=True)) * length
+        step = _divide(rest, rest.norm(dim=1, keepdim=True)) * size
     return hessian
 
 

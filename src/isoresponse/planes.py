@@ -19,6 +19,7 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.neuron import Box, Neuron
+from isoresponse.operators import length
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +67,18 @@ class Plane:
                 f"{tuple(second.shape)}."
             )
         u, v = first.flatten(), second.flatten()
-        lengths = u.norm(), v.norm()
+        lengths = length(u), length(v)
         if not all(bool(length > 0) and bool(torch.isfinite(length)) for length in lengths):
             raise ValueError("both directions must be finite and not zero; give two different directions.")
         u, v = u / lengths[0], v / lengths[1]
         v = v - (u @ v) * u
         v = v - (u @ v) * u
-        if not bool(v.norm() > np.sin(min_angle)):
+        if not bool(length(v) > np.sin(min_angle)):
             raise ValueError(
                 f"the two directions are within {min_angle} rad of parallel and span no plane; choose a second one "
                 "that differs, e.g. a random direction."
             )
-        return cls(origin, torch.stack([u, v / v.norm()]))
+        return cls(origin, torch.stack([u, v / length(v)]))
 
     def inject(self, coordinates: Float[Tensor, "case 2"]) -> Float[Tensor, "case *shape"]:
         """Inputs at plane coordinates (a, b)."""
@@ -129,7 +130,7 @@ def response_surface(
     response = plane_responses(neuron, plane.origin, plane.basis[None], grid_of(xs, ys), batch_size=batch_size)
     response, inside = response.reshape(size, size), inside_box(neuron.box, plane, xs, ys)
     gradient = neuron.value_and_grad(plane.origin[None])[1].flatten()
-    share = (plane.basis @ gradient).norm() / gradient.norm()
+    share = length(plane.basis @ gradient) / length(gradient)
     return ResponseSurface(plane, xs, ys, response, inside, torch.arccos(share.clamp(max=1.0)))
 
 

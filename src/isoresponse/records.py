@@ -28,7 +28,8 @@ SCHEMA = 1
 def to_dataset(
     result: Any, *, coords: dict[str, Any] | None = None, shape_dims: tuple[str, ...] | None = None
 ) -> xr.Dataset:
-    """The tensor fields of a result as an xarray dataset with dims, units and descriptions.
+    """The tensor fields of a result as an xarray dataset with dims, units and descriptions; its plain facts (the estimator,
+    say) as attributes.
 
     Parameters
     ----------
@@ -45,8 +46,11 @@ def to_dataset(
         A result none of whose fields declares axes, or a field that does not have the dims it declares.
     """
     variables = {}
+    facts = {}
     for f in fields(result):
         value = getattr(result, f.name)
+        if isinstance(value, str | int) and "dims" in f.metadata:
+            facts[f.name] = value
         if not isinstance(value, Tensor) or "dims" not in f.metadata:
             continue
         array = value.detach().cpu().numpy()
@@ -63,7 +67,7 @@ def to_dataset(
             f"{type(result).__name__} declares no axes; define its fields with isoresponse._fields.axes, or build "
             "the xarray.Dataset yourself."
         )
-    return xr.Dataset(variables, coords=coords)
+    return xr.Dataset(variables, coords=coords, attrs=facts)
 
 
 def provenance(settings: dict[str, Any] | None = None) -> dict[str, Any]:

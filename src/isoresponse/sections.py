@@ -17,9 +17,11 @@ from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.crossing import Problem, cross_ray, rounding
-from isoresponse.jets import JetBuilder, exact_jet
+from isoresponse.geometry import warn_where_flat
+from isoresponse.jets import Jet, JetBuilder, exact_jet
 from isoresponse.loop import Status, failed, mark
 from isoresponse.neuron import Box, Neuron
+from isoresponse.operators import length
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,8 @@ def section(neuron: Neuron, x: Float[Tensor, "case *shape"], basis: Float[Tensor
     cases, n = x.flatten(1).shape
     if basis.shape != (cases, 2, n):
         raise ValueError(f"basis must have shape ({cases}, 2, {n}), two directions per case, got {tuple(basis.shape)}.")
-    gram = torch.einsum("cin,cjn->cij", basis, basis)
-    eye = torch.eye(2, dtype=x.dtype, device=x.device)
-    if not bool(((gram - eye).abs() < 1e-4).all()):
+    overlap, sizes = basis.prod(1).sum(1), length(basis)
+    if not bool(((overlap.abs() < 1e-4) & ((sizes - 1).abs() < 1e-4).all(1)).all()):
         raise ValueError(
             "basis must hold orthonormal pairs of directions, got pairs that are not; use plane_basis(first, second), which "
             "orthonormalises and refuses parallel ones."
@@ -89,13 +90,13 @@ def plane_basis(
             f"both directions must have one shape (case, ...), got {tuple(first.shape)} and {tuple(second.shape)}."
         )
     u, v = first.flatten(1), second.flatten(1)
-    lengths = torch.stack([u.norm(dim=1), v.norm(dim=1)])
+    lengths = torch.stack([length(u), length(v)])
     if not bool(((lengths > 0) & torch.isfinite(lengths)).all()):
         raise ValueError("both directions must be finite and not zero in every case; give two different directions.")
     u, v = u / lengths[0, :, None], v / lengths[1, :, None]
     for _ in range(2):
         v = v - (u * v).sum(1, keepdim=True) * u
-    sine = v.norm(dim=1, keepdim=True)
+    sine = length(v, keepdim=True)
     narrow = int((sine < torch.sin(torch.tensor(min_angle))).sum())
     if narrow:
         raise ValueError(
@@ -111,9 +112,10 @@ def section_curvature(
     """Curvature of the contour through `x` within one plane per case, from derivatives in that plane.
 
     Positive: bent outward, round the higher response. The plane's jet is exact, or measured at a scale where `jet` says so:
-    `jet=partial(secant_jet, scale=0.5)` looks at the plane only and costs five gradients. One gradient more gives the tilt.
+    `jet=partial(secant_jet, scale=0.5)` looks at the plane only and costs nine gradients. One gradient more gives the tilt.
 
-    NaN with status UNDEFINED where the plane is tangent to the contour (it cuts no line there), FLAT where the gradient vanishes.
+    NaN with status UNDEFINED where the plane is tangent to the contour (it cuts no line there), FLAT where the gradient vanishes,
+    TOO_WIDE where the scale exceeds the box. Warns as `principal_curvatures` does.
 
     Raises ValueError as `section` does.
 
@@ -131,13 +133,16 @@ def section_curvature(
     gradient = neuron.value_and_grad(x)[1].flatten(1)
     flat = inside.gradient
     eps = torch.finfo(x.dtype).eps
-    steepness = gradient.norm(dim=1)
-    seen = flat.norm(dim=1)
-    # --- a plane within sqrt(eps) of tangent would be measured by its rounding
-    tangential = torch.einsum("cin,cn->ci", basis, gradient).norm(dim=1) <= eps**0.5 * steepness
+    steepness, seen = length(gradient), length(flat)
+    within = torch.einsum("cin,cn->ci", basis, gradient)
+    cut, missed = length(within), length(gradient - torch.einsum("ci,cin->cn", within, basis))
+    lower, upper = (bound.expand(neuron.shape).flatten() for bound in neuron.box.bounds(x))
+    reach = (inside.scale[:, None, None] * basis).abs().amax(1)
     status = mark(
         inside.status,
-        (tangential & (inside.status <= int(Status.FLAT)), Status.UNDEFINED),
+        # a plane within sqrt(eps) of tangent would be measured by its rounding
+        ((cut <= eps**0.5 * steepness) & (inside.status <= int(Status.FLAT)), Status.UNDEFINED),
+        ((reach > (upper - lower).masked_fill(upper == lower, torch.inf)).any(1), Status.TOO_WIDE),
         (steepness == 0, Status.FLAT),
         (~torch.isfinite(steepness), Status.NOT_FINITE),
     )
@@ -145,16 +150,18 @@ def section_curvature(
     tangent = torch.stack([-flat[:, 1], flat[:, 0]], 1) / seen[:, None]
     bent = inside.hessian @ tangent
     curvature = -(tangent * bent).sum(1) / seen
-    within = torch.einsum("cin,cn->ci", basis, gradient)
-    missed = (gradient - torch.einsum("ci,cin->cn", within, basis)).norm(dim=1)
-    cosine = within.norm(dim=1) / torch.hypot(within.norm(dim=1), missed)
-    error = (inside.error + inside.gradient_error * curvature.abs()) / seen + 4 * eps * bent.norm(dim=1) / seen
+    cosine = cut / torch.hypot(cut, missed)
+    _warn_where_affine(neuron, x, inside, (bent == 0).all(1) & ~bad)
+    error = (inside.error + inside.gradient_error * curvature.abs()) / seen + 4 * eps * length(bent) / seen
+    error = (
+        error + eps * x[0].numel() ** 0.5 * curvature.abs()
+    )  # sums over all elements that torch does not sum pairwise
 
     def sound(t: Tensor) -> Tensor:
         return t.masked_fill(bad.reshape(-1, *[1] * (t.ndim - 1)), torch.nan)
 
     return SectionCurvature(
-        sound(curvature), sound(error), sound(curvature * cosine), sound(torch.atan2(missed, within.norm(dim=1))),
+        sound(curvature), sound(error), sound(curvature * cosine), sound(torch.atan2(missed, cut)),
         sound(torch.einsum("ci,cin->cn", tangent, basis)), inside.scale, status, inside.estimator,
     )  # fmt: skip
 
@@ -187,7 +194,11 @@ def sagitta_curvature(
     bad = failed(status)
     nan = torch.full_like(level, torch.nan)
     tangent = wide[2][:, :1] * basis[:, 0] + wide[2][:, 1:] * basis[:, 1]
-    error = 4 / 3 * (wide[0] - near[0]).abs() + 16 * torch.finfo(x.dtype).eps * x.flatten(1).norm(dim=1) / scale**2
+    # --- the heights are as uncertain as the responses, divided by the slope along the first direction, which needs no derivative
+    slope = (flat.value(_at(level, scale, 0.0)) - flat.value(_at(level, -scale, 0.0))).abs() / (2 * scale)
+    eps = torch.finfo(x.dtype).eps
+    height = eps * (level.abs() / slope.clamp_min(torch.finfo(x.dtype).tiny) + length(x.flatten(1)))
+    error = 2 * (wide[0] - near[0]).abs() + 32 * height / scale**2
     return SectionCurvature(
         wide[0].masked_fill(bad, torch.nan), error.masked_fill(bad, torch.nan), nan, nan,
         tangent.masked_fill(bad[:, None], torch.nan), torch.full_like(level, scale), status, "sagitta",
@@ -198,7 +209,7 @@ def _arc(flat: Neuron, level: Tensor, width: float) -> tuple[Tensor, Tensor, Ten
     """Curvature (case,) of the contour at plane point (0, 0) from its heights at +-width, whether both exist, and its tangent."""
     heights, found = [], torch.ones_like(level, dtype=torch.bool)
     for side in (width, -width):
-        start = torch.stack([torch.zeros_like(level), torch.full_like(level, side)], 1)
+        start = _at(level, 0.0, side)
         problem = Problem.of(flat, start, torch.nan_to_num(level))
         aim = start.clone()
         aim[:, 0] = 0.25 * width * problem.sign
@@ -211,3 +222,14 @@ def _arc(flat: Neuron, level: Tensor, width: float) -> tuple[Tensor, Tensor, Ten
     curvature = (above + beneath) / width**2 / (1 + slope**2) ** 1.5
     tangent = torch.stack([slope, torch.ones_like(slope)], 1) / (1 + slope**2).sqrt()[:, None]
     return curvature, found, tangent
+
+
+def _at(like: Tensor, first: float, second: float) -> Tensor:
+    """The same plane coordinates (case, 2) for every case."""
+    return torch.tensor([first, second], dtype=like.dtype, device=like.device).expand(len(like), 2)
+
+
+def _warn_where_affine(neuron: Neuron, x: Tensor, inside: Jet, zero: Tensor) -> None:
+    """Warn where an exact section is straight because the response is affine, and not only in this plane."""
+    if inside.estimator == "exact" and bool(zero.any()):
+        warn_where_flat(exact_jet(neuron, x), zero)

@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.linalg import vector_norm
 
 from isoresponse.loop import Status, mark, status_tensor
-from isoresponse.operators import SymmetricOperator
+from isoresponse.operators import SymmetricOperator, length
 
 End = Literal["both", "outward", "inward"]  # which eigenvalues: largest in size, most positive, most negative
 
@@ -125,6 +124,8 @@ def extreme_eigenpairs(
         status_tensor(Status.RUNNING, start),
     )  # fmt: skip
     running = torch.arange(cases, device=start.device)  # rows of the batch that `krylov` still holds
+    # In many dimensions a random start hardly meets a single large eigenvalue, and the bulk alone looks converged at once
+    enough = min(2 * rank + 10, limit)
     check = rank
     while len(running) > 0:
         krylov.extend()
@@ -137,6 +138,7 @@ def extreme_eigenpairs(
         size = values.abs().amax(1, keepdim=True)
         residuals = krylov.residuals(small).gather(1, order)
         done = (residuals <= rtol * size + krylov.noise[:, None]).all(1) & krylov.nothing_new(wanted, rtol)
+        done = done & ((krylov.seams[:, 0] > 0) | (krylov.steps >= enough))
         last = torch.full_like(done, krylov.steps >= limit)
         complete = torch.full_like(done, krylov.steps == free)
         ended = (done | last | ~finite) & (best.status[running] == int(Status.RUNNING))
@@ -163,27 +165,29 @@ def quadrature(
     *,
     deflate: Float[Tensor, "case k n"] | None = None,
     generator: Generator,
-) -> tuple[Float[Tensor, "case probe node"], Float[Tensor, "case probe node"], Float[Tensor, " case"]]:
-    """Nodes and weights of the spectral density, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
+) -> tuple[Float[Tensor, "case probe node"], Float[Tensor, "case probe node"], Float[Tensor, "case probe node"]]:
+    """Nodes, weights and residuals of the spectral density, by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017).
 
     For each of `probes` random vectors the `steps` nodes with their weights (that sum to one) are the Gauss quadrature
-    of the density seen by that vector; their mean over probes estimates the density, their spread its error. Third, the
-    rounding of the products (case,), in the units of the nodes. `steps` that reach the dimension give every eigenvalue, and
-    then one probe with equal weights is the exact spectrum.
+    of the density seen by that vector; their mean over probes estimates the density, their spread its error. A residual bounds
+    the distance from a node to the nearest eigenvalue. Where `probes` * `steps` products reach the dimension they are spent on
+    one complete run instead, which gives every eigenvalue, with equal weights.
     """
     n = operator.size
     free = n - (0 if deflate is None else deflate.shape[1])
-    nodes, weights, noise = [], [], torch.zeros_like(operator.like[:, 0])
-    for _ in range(1 if steps >= free else probes):
-        krylov = _Krylov(operator, _shared_draw(operator.like, generator), deflate, generator, min(steps, free))
-        for _ in range(min(steps, free)):
+    nodes, weights, residuals = [], [], []
+    complete = probes * steps >= free
+    run = free if complete else steps
+    for _ in range(1 if complete else probes):
+        krylov = _Krylov(operator, _shared_draw(operator.like, generator), deflate, generator, run)
+        for _ in range(run):
             krylov.extend()
         values, small = krylov.ritz()
         weight = small[:, 0, :].square()
         nodes.append(values)
-        weights.append(torch.full_like(weight, 1 / free) if steps >= free else weight)
-        noise = torch.maximum(noise, krylov.noise)
-    return torch.stack(nodes, 1), torch.stack(weights, 1), noise
+        weights.append(torch.full_like(weight, 1 / free) if complete else weight)
+        residuals.append(krylov.residuals(small))
+    return torch.stack(nodes, 1), torch.stack(weights, 1), torch.stack(residuals, 1)
 
 
 class _Krylov:
@@ -203,10 +207,9 @@ class _Krylov:
         self.rows = torch.cat([known, start.new_zeros((cases, capacity, n))], 1)  # deflated directions, then the basis
         self.diagonal: list[Tensor] = []  # (case, 1) each
         self.off: list[Tensor] = []
-        self.seams = start.new_zeros(
-            (cases, 2), dtype=torch.int64
-        )  # steps at which the space was exhausted: last, before
+        self.seams = start.new_zeros((cases, 2), dtype=torch.int64)  # steps that exhausted the space: last, before
         self.scale, self.drift = start.new_zeros((cases, 1)), start.new_zeros((cases, 1))
+        self.unit = start.new_ones((cases, 1))  # what the operator is divided by, so that squares stay in range
         self.next = _unit(self._outside(start, self.known))
         # draws depend on the step alone, not on which cases happen to need one
         self.seed = (
@@ -216,7 +219,7 @@ class _Krylov:
     @property
     def noise(self) -> Tensor:
         """How far rounding moves eigenvalues (case,): what products gave where symmetry and orthogonality ask for zero."""
-        return (self.drift + 8 * torch.finfo(self.scale.dtype).eps * self.scale)[:, 0]
+        return ((self.drift + 8 * torch.finfo(self.scale.dtype).eps * self.scale) * self.unit)[:, 0]
 
     def extend(self) -> None:
         """One product and one more basis vector."""
@@ -227,7 +230,11 @@ class _Krylov:
         vector = self.next
         self.rows[:, first + k] = vector
         product = self.operator @ vector
-        self.scale = torch.maximum(self.scale, vector_norm(product, dim=1, keepdim=True))
+        if k == 0:
+            size = length(product, keepdim=True)
+            self.unit = torch.where(size > 0, size, self.unit)
+        product = product / self.unit
+        self.scale = torch.maximum(self.scale, _size(product))
         # --- what the three-term recurrence says first; then one pass over everything removes what rounding, or an operator that
         # is not quite symmetric, has left, and measures it
         along = (vector * product).sum(1, keepdim=True)
@@ -238,38 +245,38 @@ class _Krylov:
         weights = torch.bmm(known, rest[:, :, None])
         rest = torch.baddbmm(rest[:, None], weights.transpose(1, 2), known, alpha=-1)[:, 0]
         self.diagonal.append(along + weights[:, -1])
-        self.drift = torch.hypot(self.drift, vector_norm(weights[:, first:-1], dim=1))
-        length = vector_norm(rest, dim=1, keepdim=True)
+        self.drift = torch.hypot(self.drift, weights[:, first:-1].square().sum(1).sqrt())
+        left = _size(rest)
         self.steps = k + 1
-        exhausted = length <= 100 * torch.finfo(rest.dtype).eps * self.scale
+        exhausted = left <= 100 * torch.finfo(rest.dtype).eps * self.scale
         if bool(exhausted.any()):
-            rest, length = self._restart(rest, length, exhausted)
+            rest, left = self._restart(rest, left, exhausted)
         else:
-            rest = rest / length
-        self.off.append(length)
+            rest = rest / left
+        self.off.append(left)
         self.next = rest
 
-    def _restart(self, rest: Tensor, length: Tensor, exhausted: Tensor) -> tuple[Tensor, Tensor]:
+    def _restart(self, rest: Tensor, left: Tensor, exhausted: Tensor) -> tuple[Tensor, Tensor]:
         """Next vectors (case, n) and couplings (case, 1), where the space of some cases is exhausted."""
-        self.drift = torch.hypot(self.drift, torch.where(exhausted, length, torch.zeros_like(length)))
+        self.drift = torch.hypot(self.drift, torch.where(exhausted, left, torch.zeros_like(left)))
         moved = torch.stack([torch.full_like(self.seams[:, 0], self.steps), self.seams[:, 0]], 1)
         self.seams = torch.where(exhausted, moved, self.seams)
         if self.seed is not None:
             source = Generator().manual_seed((self.seed + self.steps) % 2**63)
             draw = torch.randn(rest.shape[1], generator=source, dtype=rest.dtype).to(rest.device).expand_as(rest)
             rest = torch.where(exhausted, self._outside(draw, self.known + self.steps), rest)
-        return _unit(rest), length.masked_fill(exhausted, 0.0)
+        return _unit(rest), left.masked_fill(exhausted, 0.0)
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Ritz values (case, steps) ascending, NaN where not finite, and their vectors (case, step, value) in the basis."""
         small = _tridiagonal(torch.cat(self.diagonal, 1), torch.cat(self.off, 1))
         finite = torch.isfinite(small).flatten(1).all(1)
         values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], small, torch.zeros_like(small)))
-        return values.masked_fill(~finite[:, None], float("nan")), vectors
+        return self.unit * values.masked_fill(~finite[:, None], float("nan")), vectors
 
     def residuals(self, small: Tensor) -> Tensor:
         """Bounds (case, steps) on the distance of each Ritz value to the nearest eigenvalue."""
-        return self.off[-1] * small[:, -1, :].abs() + self.noise[:, None]
+        return self.unit * self.off[-1] * small[:, -1, :].abs() + self.noise[:, None]
 
     def pairs(
         self, values: Tensor, small: Tensor, status: Tensor, order: Tensor | None = None, rows: Tensor | None = None
@@ -297,7 +304,7 @@ class _Krylov:
         last, before = (self._leading(at, unwanted) for at in self.seams.unbind(1))
         last, before = (v.gather(1, wanted.places(v)) for v in (last, before))
         size = last.abs().amax(1)
-        same = (last - before).abs().amax(1) <= rtol * size + self.noise
+        same = self.unit[:, 0] * (last - before).abs().amax(1) <= rtol * self.unit[:, 0] * size + self.noise
         return never | (same & (self.seams[:, 1] >= wanted.rank))
 
     def select(self, cases: Tensor) -> _Krylov:
@@ -306,9 +313,8 @@ class _Krylov:
         part.__dict__.update(self.__dict__)
         part.rows = self.rows[cases]
         part.diagonal, part.off = [d[cases] for d in self.diagonal], [o[cases] for o in self.off]
-        part.seams, part.scale, part.drift, part.next = (
-            t[cases] for t in (self.seams, self.scale, self.drift, self.next)
-        )
+        part.seams, part.scale, part.drift = self.seams[cases], self.scale[cases], self.drift[cases]
+        part.unit, part.next = self.unit[cases], self.next[cases]
         part.operator = self.operator.select(cases)
         return part
 
@@ -342,6 +348,11 @@ def _shared_draw(like: Tensor, generator: Generator) -> Tensor:
     return draw.to(like.device).expand_as(like)
 
 
+def _size(v: Tensor) -> Tensor:
+    """Euclidean norms (case, 1), summed pairwise; see `operators.length`, which guards against overflow too."""
+    return v.square().sum(1, keepdim=True).sqrt()
+
+
 def _unit(v: Tensor) -> Tensor:
-    length = v.norm(dim=1, keepdim=True)
-    return torch.where(length > 0, v / torch.where(length > 0, length, torch.ones_like(length)), torch.zeros_like(v))
+    size = length(v, keepdim=True)
+    return torch.where(size > 0, v / torch.where(size > 0, size, torch.ones_like(size)), torch.zeros_like(v))

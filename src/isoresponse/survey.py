@@ -23,6 +23,7 @@ from isoresponse.crossing import Problem, cross_ray, rounding
 from isoresponse.jets import JetBuilder, exact_jet
 from isoresponse.loop import Status, failed, mark
 from isoresponse.neuron import Neuron
+from isoresponse.operators import length
 from isoresponse.paiton2020 import published_curvatures
 from isoresponse.planes import grid_of, plane_responses
 from isoresponse.sections import plane_basis, section_curvature
@@ -149,7 +150,8 @@ def survey_planes(
     Raises
     ------
     ValueError
-        No neurons or planes, shapes that do not fit, a second direction (anti)parallel to the first.
+        No neurons or planes, shapes that do not fit, a second direction (anti)parallel to the first. (A direction that is zero
+        or not finite, such as that of an attack that failed, gives its planes the status UNDEFINED.)
 
     Examples
     --------
@@ -210,7 +212,9 @@ def _survey_one(
     neuron: Neuron, first: Tensor, second: Tensor, grid: SurveyGrid, origin: Tensor, jet: JetBuilder
 ) -> dict[str, Any]:
     planes = len(second)
-    bases = plane_basis(first.expand_as(second), second)
+    axis, known = _usable(first[None], first.new_zeros(first.shape)[None])
+    others, sound = _usable(second, axis)
+    bases = plane_basis(axis.expand_as(others), others)
     ticks = torch.linspace(-grid.reach, grid.reach, grid.size, dtype=first.dtype, device=first.device)
     response = plane_responses(neuron, origin, bases, grid_of(ticks, ticks), batch_size=grid.batch_size)
     published = published_curvatures(
@@ -218,19 +222,34 @@ def _survey_one(
     )
     point, level, distance, found = _on_axis(neuron, origin, bases[0, 0], grid)
     cut = section_curvature(neuron, point.expand(planes, *origin.shape), bases, jet=jet)
-    status = mark(cut.status, (~found.expand(planes), Status.UNREACHABLE))
-    bad = failed(status)
-    cosine = (bases[:, 0] * (second.flatten(1) / second.flatten(1).norm(dim=1, keepdim=True))).sum(1)
+    undefined = (~(sound & known), Status.UNDEFINED)
+    status = mark(cut.status, (~found.expand(planes), Status.UNREACHABLE), undefined)
+    published_status = mark(published.status, undefined)
+    bad, unpublished = failed(status), failed(published_status)
+    cosine = (bases[:, 0] * (others.flatten(1) / length(others.flatten(1), keepdim=True))).sum(1)
     measured = {
         name: getattr(cut, name).masked_fill(bad, torch.nan)
         for name in ("curvature", "error", "normal_curvature", "tilt")
     }
     return measured | {
-        "status": status, "iso_response": published.iso_response, "attenuation": published.attenuation,
-        "published_curvature": published.curvature, "published_status": published.status,
-        "angle": torch.arccos(cosine.clamp(-1, 1)), "distance": distance[0], "level": level[0],
+        "status": status, "iso_response": published.iso_response.masked_fill(unpublished, torch.nan),
+        "attenuation": published.attenuation.masked_fill(unpublished, torch.nan),
+        "published_curvature": published.curvature.masked_fill(unpublished, torch.nan), "published_status": published_status,
+        "angle": torch.arccos(cosine.clamp(-1, 1)).masked_fill(~sound, torch.nan), "distance": distance[0], "level": level[0],
         "scale": cut.scale, "estimator": cut.estimator,
     }  # fmt: skip
+
+
+def _usable(directions: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """The directions (plane, *shape), those that are zero or not finite replaced by one that differs from `axis`, and which
+    needed no replacement.
+    """
+    size = length(directions.flatten(1))
+    sound = (size > 0) & torch.isfinite(size)
+    spare = torch.zeros_like(axis).flatten()
+    spare[int(axis.flatten().abs().argmin())] = 1.0
+    keep = sound.reshape(-1, *[1] * (directions.ndim - 1))
+    return torch.where(keep, directions, spare.reshape(axis.shape)), sound
 
 
 def _on_axis(neuron: Neuron, origin: Tensor, unit: Tensor, grid: SurveyGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -244,6 +263,6 @@ def _on_axis(neuron: Neuron, origin: Tensor, unit: Tensor, grid: SurveyGrid) -> 
     below = problem.excess(problem.start)
     point, met, _ = cross_ray(problem, below, end.flatten(1), rounding(below))
     rises = met & (there > here)
-    distance = (point - problem.start).norm(dim=1)
+    distance = length(point - problem.start)
     point = torch.where(torch.isfinite(point), point, problem.start).reshape(start.shape)
     return point, level, distance.masked_fill(~rises, torch.nan), rises

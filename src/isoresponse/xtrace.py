@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from isoresponse.operators import SymmetricOperator, complement
+from isoresponse.operators import SymmetricOperator, complement, length
 
 
 def trace(
@@ -37,7 +37,7 @@ def trace(
     finite = torch.isfinite(images).flatten(1).all(1)
     images = torch.where(finite[:, None, None], images, torch.zeros_like(images))
     # --- an orthonormal basis of the images; the jitter only matters where they are dependent and multiply to zero
-    size = images.flatten(1).norm(dim=1).clamp_min(torch.finfo(known.dtype).tiny)
+    size = length(images.flatten(1)).clamp_min(torch.finfo(known.dtype).tiny)
     basis, upper = torch.linalg.qr((images / size[:, None, None]).transpose(1, 2))
     basis = basis.transpose(1, 2)
     upper = upper + 10 * eps * torch.eye(probes, dtype=upper.dtype, device=upper.device)

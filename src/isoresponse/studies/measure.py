@@ -269,7 +269,7 @@ def dataset(study: Study) -> xr.Dataset:
         },
         coords={"case": ("case", study.index.cpu().numpy(), {"long_name": "position in the data"})},
     )
-    return xr.merge([own, *parts], combine_attrs="no_conflicts")
+    return xr.merge([own, *parts], combine_attrs="drop_conflicts")
 
 
 def _prefixed(result: Solution | Prediction, prefix: str) -> dict[str, str]:

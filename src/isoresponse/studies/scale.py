@@ -8,6 +8,7 @@ scale returns. In all three the curvature falls once the scale exceeds the dista
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Generator, Tensor
 from isoresponse import plot
 from isoresponse.classifier import Classifier
 from isoresponse.directions import random_directions
-from isoresponse.geometry import Curvatures, subspace_curvatures
+from isoresponse.geometry import Curvatures, FlatHessianWarning, subspace_curvatures
 from isoresponse.jets import exact_jet, secant_jet, smoothed_jet
 from isoresponse.models import digits as zoo
 from isoresponse.models.lca import LCA
@@ -143,7 +144,9 @@ def measure(question: Question, *, scales: tuple[float, ...] = SCALES, samples: 
             found = _largest(subspace_curvatures(jets[name], basis)) if name in jets else (nothing, nothing)
             value[name].append(found[0])
             error[name].append(found[1])
-    exact, _ = _largest(subspace_curvatures(exact_jet(neuron, x), basis))
+    with warnings.catch_warnings():  # that the exact Hessian vanishes is what the figure shows
+        warnings.simplefilter("ignore", FlatHessianWarning)
+        exact, _ = _largest(subspace_curvatures(exact_jet(neuron, x), basis))
     proposed = secant_jet(neuron, x, scale=question.proposed, basis=basis)
     return Sweep(
         exact,
