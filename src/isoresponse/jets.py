@@ -149,7 +149,8 @@ def secant_jet(
     steps, changes = _differences(neuron, x, scales, mixtures)
     told = torch.stack([measured @ step for step in steps.unbind(1)], 1)
     missed = length(torch.einsum("ckn,cmn->cmk", directions, changes - told))
-    missed = 0.5 * (missed.square().mean(1) * directions.shape[1]).sqrt()  # half of what is missed in all directions together
+    # half of what is missed in all directions together
+    missed = 0.5 * (missed.square().mean(1) * directions.shape[1]).sqrt()
     curved = length(measured.images).amax(1) * length(x.flatten(1))
     rounding = 4 * torch.finfo(x.dtype).eps * (length(gradient) + curved) / scales
     error = torch.maximum(2 * measured.skew, missed) + rounding
