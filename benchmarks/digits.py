@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import isoresponse.classifier
-import isoresponse.solve
+import isoresponse.contour
 import isoresponse.susceptibility
 from isoresponse import Box, Classifier, Solution, compare, from_foolbox
 from isoresponse.models import digits as zoo
@@ -107,13 +107,13 @@ def ablation(clf: Classifier, x: Tensor, labels: Tensor, best: Tensor) -> None:
         isoresponse.classifier.predict_distance = lambda *a, _s=steps, **k: default(*a, steps=_s, **k)
         predicted_row(f"order 2, {steps} Krylov steps", clf.predict_distance(x, labels, order=2), best, clf.classes - 1)
     isoresponse.classifier.predict_distance = default
-    memory = isoresponse.solve.MEMORY
+    memory = isoresponse.contour.MEMORY
     for pairs in (1, 3, 6, 12):
-        isoresponse.solve.MEMORY = pairs
+        isoresponse.contour.MEMORY = pairs
         found = clf.closest_adversary(x, labels)
         ratio = (found.distance / best).mean()
         print(f"  secant memory {pairs:2d}: mean ratio {ratio:.5f}, gradients {found.gradients.double().mean():.1f}")
-    isoresponse.solve.MEMORY = memory
+    isoresponse.contour.MEMORY = memory
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def alone(neuron: Neuron, start: Tensor, level: float, found: Solution) -> float
     worst = 0.0
     for i in range(min(10, len(start))):
         one = torch.tensor([i])
-        single = closest_point(neuron.select(one), start[one], level, max_steps=200)
+        single = closest_point(neuron.select(one), start[one], level, budget=200)
         worst = max(worst, float((single.point - found.point[one]).abs().max()))
     return worst
 
@@ -89,10 +89,10 @@ def main(cases: int, n: int) -> None:
         # inside: leave the ball; outside: enter it
         sign = 1.0 if inside else -1.0
         ball = Neuron(lambda z, r, s=sign: s * (z.norm(dim=1) - r), (n,), given=(radius,))
-        report(f"sphere, distance x curvature {product:g}", closest_point(ball, start, 0.0, max_steps=200), distance)
+        report(f"sphere, distance x curvature {product:g}", closest_point(ball, start, 0.0, budget=200), distance)
     for low, high in ((-0.9, -0.1), (-0.9, 0.5), (0.0, 1.0), (0.0, 20.0), (-0.9, 20.0), (20.0, 20.0)):
         neuron, start, distance = quadrics(cases, n, low, high, seed=1)
-        found = closest_point(neuron, start, 0.0, max_steps=200)
+        found = closest_point(neuron, start, 0.0, budget=200)
         report(f"quadric, distance x curvature {low:g}..{high:g}", found, distance)
         print(f"  {'':38s} alone against in a batch: {alone(neuron, start, 0.0, found):.1e}")
     in_a_box(min(cases, 40), n)
@@ -102,7 +102,7 @@ def in_a_box(cases: int, n: int) -> None:
     """Anisotropic quadrics inside [-0.25, 0.25]^n against SciPy's SLSQP from the same start."""
     neuron, start, _ = quadrics(cases * 3, n, -0.5, 3.0, seed=2)
     boxed = Neuron(neuron.response, neuron.shape, Box(-0.25, 0.25), given=neuron.given)
-    found = closest_point(boxed, start, 0.0, max_steps=200)
+    found = closest_point(boxed, start, 0.0, budget=200)
     worst, better, compared = 0.0, 0, 0
     for i in torch.nonzero(found.success).flatten()[:cases].tolist():
         one = boxed.select(torch.tensor([i]))

@@ -183,9 +183,10 @@ def test_reported_costs_are_the_true_costs(generator, build):
 
 def test_no_more_gradients_than_promised(deep):
     clf, x, labels = deep
-    for steps in (1, 16):
-        found = clf.closest_adversary(x, labels, max_steps=steps)
-        assert (found.gradients <= 4 + 8 + 2 * steps).all()
+    for budget in (3, 4, 10, 30, 100):
+        for norm in (1.0, 2.0, float("inf")):
+            found = clf.closest_adversary(x, labels, budget=budget, norm=norm)
+            assert (found.gradients <= budget).all()
 
 
 def test_images_and_the_callers_model_are_kept(generator):
@@ -227,8 +228,8 @@ def test_invalid_labels_are_refused(generator, unchecked, labels, error, message
         (lambda c, x, y: c.predict_distance(x[:, :2], y), r"x must have shape \(case, 6\)"),
         (lambda c, x, y: c.closest_adversary(x, y + 9), r"labels must lie in 0..4"),
         (
-            lambda c, x, y: c.closest_adversary(x, y, max_steps=0),
-            "max_steps must be at least 1 gradient per case, got 0",
+            lambda c, x, y: c.closest_adversary(x, y, budget=0),
+            "budget must be at least 1 gradient per case, got 0",
         ),
         (lambda c, x, y: c.closest_adversary(x, y, batch_size=0), "batch_size must be at least 1 case, got 0"),
         (lambda c, x, y: c.predict_distance(x, y, batch_size=-1), "batch_size must be at least 1 case, got -1"),

@@ -8,7 +8,8 @@ from analytic import ZOO, counted, dot, names, normal, quadric, sphere, uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoresponse.crossing import Problem, Solution, cross_ray, nearest_in_plane
+from isoresponse.crossing import Problem, Solution, cross_ray
+from isoresponse.norms import nearest_in_plane
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron, flatten
 

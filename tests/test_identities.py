@@ -12,7 +12,8 @@ from isoresponse.crossing import Problem, cross_ray
 from isoresponse.geometry import principal_curvatures
 from isoresponse.jets import exact_jet
 from isoresponse.neuron import Neuron
-from isoresponse.solve import closest_point, to_level
+from isoresponse.newton import to_level
+from isoresponse.solve import closest_point
 from isoresponse.susceptibility import predict_distance
 
 makers, seeds = st.sampled_from(ZOO), st.integers(0, 10**6)
@@ -25,7 +26,7 @@ def questions(make, seed):
 
 
 def solved(neuron, x, level):
-    return closest_point(neuron, x, level, max_steps=120)
+    return closest_point(neuron, x, level, budget=120)
 
 
 def answered(make, seed):

@@ -8,7 +8,8 @@ from analytic import BENT, FAILURES, SOUND, ZOO, counted, linear, names, normal,
 
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
-from isoresponse.solve import closest_point, to_level
+from isoresponse.newton import to_level
+from isoresponse.solve import closest_point
 
 
 def require_across(neuron, x, level, solution, slack=0.0):
@@ -36,7 +37,7 @@ def test_the_zoos_closest_points_are_found(generator, make):
 @pytest.mark.parametrize("n", [3, 8, 40])
 def test_bent_contours_whatever_distance_times_curvature(generator, bent, n):
     known = quadric(30, n, low=bent[0], high=bent[1], generator=generator)
-    found = closest_point(known.neuron, known.x, known.level, max_steps=120)
+    found = closest_point(known.neuron, known.x, known.level, budget=120)
     assert set(names(found.status)) == {"DONE"}
     torch.testing.assert_close(found.distance, known.distance, rtol=1e-6, atol=0)
     assert (found.distance >= known.distance * (1 - 1e-12)).all()
@@ -44,7 +45,7 @@ def test_bent_contours_whatever_distance_times_curvature(generator, bent, n):
 
 def test_a_tighter_tolerance_gives_the_distance_to_its_square(generator):
     known = quadric(30, 8, generator=generator)
-    found = closest_point(known.neuron, known.x, known.level, rtol=1e-6, max_steps=120)
+    found = closest_point(known.neuron, known.x, known.level, rtol=1e-6, budget=120)
     torch.testing.assert_close(found.distance, known.distance, rtol=1e-11, atol=0)
     torch.testing.assert_close(found.point, known.point, rtol=0, atol=1e-4)
 
@@ -107,7 +108,7 @@ def test_a_kink_stalls_near_its_optimum(generator):
     cornered = (dual > 0).all(1)  # both planes hold the answer: it lies on the kink
     w, dual = w[cornered], dual[cornered]
     neuron = Neuron(lambda x, w: torch.einsum("ckn,cn->ck", w, x).amin(1), (5,), given=(w,))
-    found = closest_point(neuron, torch.zeros(len(w), 5, dtype=torch.float64), 1.0, max_steps=400)
+    found = closest_point(neuron, torch.zeros(len(w), 5, dtype=torch.float64), 1.0, budget=400)
     assert found.success.all()
     assert (found.status == Status.STALLED).double().mean() > 0.9
     ratio = found.distance / torch.einsum("ckn,ck->cn", w, dual).norm(dim=1)
@@ -117,14 +118,14 @@ def test_a_kink_stalls_near_its_optimum(generator):
 
 def test_rounding_stalls_at_the_optimum(generator):
     known = quadric(20, generator=generator)
-    found = closest_point(known.neuron, known.x, known.level, rtol=0.0, max_steps=300)
+    found = closest_point(known.neuron, known.x, known.level, rtol=0.0, budget=300)
     assert set(names(found.status)) == {"STALLED"}
     torch.testing.assert_close(found.distance, known.distance, rtol=1e-13, atol=0)
 
 
 def test_the_step_limit_returns_the_best_point_so_far(generator):
     known = quadric(20, 8, low=0.0, high=3.0, generator=generator)
-    found = closest_point(known.neuron, known.x, known.level, max_steps=2)
+    found = closest_point(known.neuron, known.x, known.level, budget=2)
     assert "MAX_STEPS" in names(found.status)
     some = found.success
     assert (found.gradients <= 2).all()
@@ -136,7 +137,7 @@ def test_more_steps_never_give_a_larger_distance(generator, bent):
     known = quadric(20, 8, low=bent[0], high=bent[1], generator=generator)
     before = torch.full((20,), float("inf"), dtype=torch.float64)
     for steps in range(8, 19):
-        now = closest_point(known.neuron, known.x, known.level, max_steps=steps, rtol=1e-8).distance.nan_to_num(
+        now = closest_point(known.neuron, known.x, known.level, budget=steps, rtol=1e-8).distance.nan_to_num(
             nan=torch.inf
         )
         assert (now <= before * (1 + 1e-12)).all(), steps
@@ -197,7 +198,7 @@ def test_to_level_lands_on_the_level(generator, make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_steps": 0}, "max_steps must be at least 1 gradient per case, got 0"),
+        ({"budget": 0}, "budget must be at least 1 gradient per case, got 0"),
         ({"start": torch.full((2, 3), 7.0)}, "start must lie in the box"),
     ],
 )

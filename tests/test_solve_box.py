@@ -56,7 +56,7 @@ def by_scipy(neuron, x, level, start):
 def test_in_a_box_scipy_finds_nothing_nearer(generator, problems):
     """SLSQP from the same start is no better, and cannot improve our answer either; most answers touch the box."""
     neuron, x, level = problems(generator)
-    found = closest_point(neuron, x, level, max_steps=120)
+    found = closest_point(neuron, x, level, budget=120)
     solved = torch.nonzero(found.success).flatten().tolist()
     assert len(solved) >= 20
     touching = ((found.point == neuron.box.lower) | (found.point == neuron.box.upper)).any(1)

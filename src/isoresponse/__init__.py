@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         taxonomy,
     )
     from isoresponse.exciting import MostExciting, most_exciting_input
+    from isoresponse.foolbox_attack import closest_adversary_attack
     from isoresponse.geometry import (
         Curvatures,
         FlatHessianWarning,
@@ -41,14 +42,16 @@ if TYPE_CHECKING:
     from isoresponse.krylov import krylov_jet
     from isoresponse.loop import Status
     from isoresponse.neuron import Box, Neuron
+    from isoresponse.newton import to_level
     from isoresponse.operators import SymmetricOperator
     from isoresponse.paiton2020 import PublishedCurvatures, published_curvatures
     from isoresponse.paths import Path, gradient_path, iso_walk
     from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
-    from isoresponse.solve import closest_point, to_level
+    from isoresponse.solve import closest_point
     from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
     from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance, propose_scale
+    from isoresponse.trace import AttackTrace, trace_attack
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,7 @@ _HOME = {
         "mean_curvature",
         "taxonomy",
     ),
+    "foolbox_attack": ("closest_adversary_attack",),
     "geometry": (
         "Curvatures",
         "FlatHessianWarning",
@@ -116,10 +120,8 @@ _HOME = {
         "response_surface",
     ),
     "sections": ("SectionCurvature", "plane_basis", "sagitta_curvature", "section", "section_curvature"),
-    "solve": (
-        "closest_point",
-        "to_level",
-    ),
+    "newton": ("to_level",),
+    "solve": ("closest_point",),
     "survey": ("PlaneSurvey", "SurveyGrid", "survey_planes"),
     "susceptibility": (
         "Comparison",
@@ -128,10 +130,12 @@ _HOME = {
         "predict_distance",
         "propose_scale",
     ),
+    "trace": ("AttackTrace", "trace_attack"),
 }
 
 __all__ = [
     "Attack",
+    "AttackTrace",
     "Box",
     "Classifier",
     "Comparison",
@@ -161,6 +165,7 @@ __all__ = [
     "Taxonomy",
     "attack_directions",
     "check_neuron",
+    "closest_adversary_attack",
     "closest_point",
     "compare",
     "comparison_directions",
@@ -193,6 +198,7 @@ __all__ = [
     "survey_planes",
     "taxonomy",
     "to_level",
+    "trace_attack",
     "units",
 ]
 

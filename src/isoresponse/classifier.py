@@ -16,19 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from isoresponse.crossing import Problem, Solution, cross_ray, nearest_in_plane, rounding
+from isoresponse.crossing import Problem, Solution
 from isoresponse.hooks import as_shape, forward_of, probe
-from isoresponse.loop import Status, failed, join, mark, put, status_tensor, take
+from isoresponse.loop import Status, join, mark, put, status_tensor, take
 from isoresponse.neuron import Box, Neuron, flatten, gradient_of, require_inputs
-from isoresponse.solve import require_settings, search
-from isoresponse.susceptibility import Prediction, first_order_status, predict_distance
+from isoresponse.norms import require_norm
+from isoresponse.rivals import CANDIDATES, Ranked, first_smallest, nearest_of_all, rank
+from isoresponse.solve import require_search
+from isoresponse.susceptibility import Prediction, predict_distance
 
-CANDIDATES = 10  # rivals, by score, whose first-order distance is computed
-FOLLOWED = 4  # of those, by first-order distance, the ones that get a trial
-FINALISTS = 2  # of those, by distance after the trial, the ones searched to the end
-TRIAL_STEPS = 2
-HOPELESS = 2.0  # a rival this many times farther than the nearest, to first order, is not followed
-UNLIKELY = 1.5  # ... and not predicted to second order
+MOST_PREDICTED = 10  # rivals, by score, for which a distance is predicted
+UNLIKELY = 1.5  # a rival this many times farther than the nearest, to first order, is not predicted to second order
 
 Result = TypeVar("Result")
 OnCases = Callable[[int], object]  # told how many cases have just been finished
@@ -105,27 +103,32 @@ class Classifier:
 
         return Neuron(response, self.shape, self.box, f"{self.name} margin", (labels, rivals))
 
-    def decision(self, labels: Int[Tensor, " case"]) -> Neuron:
-        """Score of the label minus the largest other score: negative exactly where the decision differs."""
+    def decision(self, labels: Int[Tensor, " case"], targets: Int[Tensor, " case"] | None = None) -> Neuron:
+        """Score of the label minus the largest other score: negative exactly where the decision differs.
 
-        def response(x: Tensor, label: Tensor) -> Tensor:
+        With `targets`, the largest other score minus that of the target: negative exactly where the target is decided.
+        """
+
+        def left(x: Tensor, label: Tensor) -> Tensor:
             scores = self.logits(x)
             own = scores.gather(1, label[:, None])
             return own[:, 0] - scores.scatter(1, label[:, None], -torch.inf).amax(1)
 
-        return Neuron(response, self.shape, self.box, f"{self.name} decision", (labels,))
+        if targets is None:
+            return Neuron(left, self.shape, self.box, f"{self.name} decision", (labels,))
+        return Neuron(lambda x, target: -left(x, target), self.shape, self.box, f"{self.name} target", (targets,))
 
-    def require_labelled(self, x: Tensor, labels: Tensor) -> None:
+    def require_labelled(self, x: Tensor, labels: Tensor, what: str = "labels") -> None:
         """Raise ValueError (TypeError for a wrong kind) unless `x` and `labels` are a valid labelled batch."""
         require_inputs(x, self.shape, self.box)
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
             got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be an integer tensor, got {got}; use torch.as_tensor(labels).long().")
+            raise TypeError(f"{what} must be an integer tensor, got {got}; use torch.as_tensor({what}).long().")
         if labels.shape != x.shape[:1]:
-            raise ValueError(f"labels must have shape ({len(x)},), one per input, got {tuple(labels.shape)}.")
+            raise ValueError(f"{what} must have shape ({len(x)},), one per input, got {tuple(labels.shape)}.")
         if not bool(((labels >= 0) & (labels < self.classes)).all()):
             raise ValueError(
-                f"labels must lie in 0..{self.classes - 1} for this model of {self.classes} classes, got values "
+                f"{what} must lie in 0..{self.classes - 1} for this model of {self.classes} classes, got values "
                 f"from {int(labels.min())} to {int(labels.max())}."
             )
 
@@ -134,22 +137,34 @@ class Classifier:
         x: Float[Tensor, "case *shape"],
         labels: Int[Tensor, " case"],
         *,
-        max_steps: int = 16,
+        norm: float = 2.0,
+        targets: Int[Tensor, " case"] | None = None,
+        budget: int = 100,
+        starts: int = 1,
+        generator: torch.Generator | None = None,
         batch_size: int = 256,
         on_cases: OnCases | None = None,
     ) -> Solution:
-        """The smallest Euclidean change found, inside the box, that makes the decision differ from `labels`.
+        """The smallest change found, inside the box, that makes the decision differ from `labels`.
 
-        A local search from each likely rival, not a global one. One gradient per candidate rival ranks them,
-        four get a trial of two steps, two are searched to the end: at most 9 + 8 + 2 * `max_steps` gradients per
-        case with ten classes. A success is an upper bound on the true distance; a failure certifies nothing.
+        One gradient per candidate rival ranks them by first-order distance; the nearest few are approached, the best
+        of those for longest (`rivals.nearest_of_all`). A success is an upper bound on the true distance; a failure
+        certifies nothing.
 
         Parameters
         ----------
         labels
             The classes to be left. A case already decided otherwise gets status ALREADY and distance 0.
-        max_steps
-            Steps of the final search per rival.
+        norm
+            In which the change is to be small: 2 (Euclidean), 1 or infinity.
+        targets
+            The classes to be reached, where any other than the label will not do.
+        budget
+            Gradients per case at most: 10 for a glance, 44 for a hundred propagations, 500 for the last per cent.
+        starts
+            Above 1, further places at the far end of random directions are approached beside the rivals.
+        generator
+            For the directions of further starts; needed where `starts` is above 1.
         batch_size
             Cases searched together; changes memory, not results.
         on_cases
@@ -158,11 +173,23 @@ class Classifier:
         Raises
         ------
         ValueError, TypeError
-            Invalid inputs or labels.
+            Invalid inputs, labels or targets, an unknown norm, `budget` or `starts` below 1, starts without a generator.
         """
         self.require_labelled(x, labels)
-        require_settings(max_steps, 0.0)
-        return _batched(lambda a, b: self._closest(a, b, max_steps), x.detach(), labels.long(), batch_size, on_cases)
+        require_norm(norm)
+        require_search(budget, 0.0, starts, generator, 3)
+        if targets is not None:
+            self.require_labelled(x, targets, "targets")
+            if bool((targets == labels).any()):
+                raise ValueError("targets must differ from labels, got the label itself as target in some cases.")
+        settings = _Settings(float(norm), budget, starts, generator)
+        aims = labels if targets is None else targets
+
+        def closest(some: Tensor, theirs: Tensor) -> Solution:
+            mine, wanted = theirs.unbind(1)
+            return self._closest(some, mine, None if targets is None else wanted, settings)
+
+        return _batched(closest, x.detach(), torch.stack([labels, aims], 1).long(), batch_size, on_cases)
 
     def predict_distance(
         self,
@@ -195,7 +222,7 @@ class Classifier:
             distance = torch.where(below, gap.distance, torch.zeros_like(gap.distance))
             status = mark(gap.status, (~below, Status.ALREADY))
             return replace(gap, distance=distance, status=status, forwards=gap.forwards + 1)
-        ranked = self._rank(x, labels)
+        ranked = self._rank(x, labels, MOST_PREDICTED)
         cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1], UNLIKELY))
         spent = torch.full_like(labels, ranked.distance.shape[1])
         if order == 1:
@@ -209,7 +236,7 @@ class Classifier:
             )  # fmt: skip
         else:
             each = predict_distance(self.margin(labels[cases], rivals), x[cases], 0.0, order=2)
-            best = _first_smallest(each.distance, cases, len(x))
+            best = first_smallest(each.distance, cases, len(x))
             gradients = spent.index_add(0, cases, each.gradients)
             forwards = torch.ones_like(spent).index_add(0, cases, each.forwards)
             told = replace(take(each, best), gradients=gradients, forwards=forwards)
@@ -223,121 +250,64 @@ class Classifier:
             forwards=told.forwards + 1,
         )
 
-    def _closest(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
+    def _closest(self, x: Tensor, labels: Tensor, targets: Tensor | None, settings: _Settings) -> Solution:
         """Solutions of the cases still decided as labelled; the others are there already, for one forward pass."""
         none, nothing = torch.zeros_like(labels), torch.zeros_like(x.flatten(1)[:, 0])
         there = status_tensor(Status.ALREADY, labels)
-        margin = self.decision(labels).value(x)
-        solution = Solution(x, margin, nothing, nothing, there, none, none + 2)
-        right = torch.nonzero(self.predict(x) == labels).flatten()
-        if len(right) == 0:
+        decision = self.decision(labels, targets)
+        solution = Solution(x, decision.value(x), nothing, nothing, there, none, none + 2)
+        to_go = torch.nonzero(self._undecided(x, labels, targets)).flatten()
+        if len(to_go) == 0:
             return solution
-        found = self._search(x[right], labels[right], max_steps)
-        return put(solution, right, replace(found, forwards=found.forwards + 2))
+        wanted = None if targets is None else targets[to_go]
+        ranked = self._rank(
+            x[to_go], labels[to_go], min(CANDIDATES, max(1, settings.budget // 4)), settings.norm, wanted
+        )
+        start, slack = x[to_go].flatten(1), ranked.slack[:, 0]
+        problem = Problem(
+            flatten(decision.select(to_go), start), start, -slack, -torch.ones_like(slack), settings.norm
+        )  # fmt: skip
+        found = nearest_of_all(problem, ranked, settings.budget, settings.starts - 1, settings.generator)
+        point = found.point.reshape(len(to_go), *x.shape[1:])
+        return put(solution, to_go, replace(found, point=point, forwards=found.forwards + 3))
 
-    def _search(self, x: Tensor, labels: Tensor, max_steps: int) -> Solution:
-        ranked = self._rank(x, labels)
-        gradients = torch.full_like(labels, ranked.distance.shape[1])
-        forwards, flat_x = torch.ones_like(labels), x.flatten(1)
+    def _undecided(self, x: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        told = self.predict(x)
+        return told == labels if targets is None else told != targets
 
-        def searched(chosen: Tensor, first: Tensor, steps: int) -> tuple[Solution, Tensor]:
-            """Solutions of the chosen (case, place) pairs and their cases; adds up the costs."""
-            cases, rivals = ranked.pairs(chosen)
-            slack = ranked.slack[chosen]
-            start = flat_x[cases]
-            problem = Problem(
-                flatten(self.margin(labels[cases], rivals), start), start, -slack, -torch.ones_like(slack)
-            )
-            found = search(problem, problem.clip(first), steps, 1e-4)
-            gradients.index_add_(0, cases, found.gradients)
-            forwards.index_add_(0, cases, found.forwards)
-            return found, cases
+    def _rank(self, x: Tensor, labels: Tensor, most: int, norm: float = 2.0, targets: Tensor | None = None) -> Ranked:
+        """First-order feet and distances of the candidate rivals: one forward pass, one gradient per rival.
 
-        chosen = ranked.in_running(FOLLOWED, HOPELESS)
-        tried = ranked.pairs(chosen)[0]
-        trial, _ = searched(chosen, flat_x[tried] + ranked.feet[chosen], TRIAL_STEPS)
-        after = torch.full_like(ranked.distance, torch.inf)
-        after[chosen] = torch.nan_to_num(trial.distance, nan=torch.inf)
-        points = torch.zeros_like(ranked.feet)
-        points[chosen] = torch.where(torch.isfinite(trial.point), trial.point, flat_x[tried] + ranked.feet[chosen])
-        order = after.masked_fill(~chosen, torch.inf).argsort(dim=1, stable=True)
-        last = torch.zeros_like(chosen).scatter(1, order[:, :FINALISTS], True) & chosen
-        final, finalists = searched(last, points[last], max_steps)
-        everything = join([final, trial])
-        best = _first_smallest(everything.distance, torch.cat([finalists, tried]), len(x))
-        return self._decided(x, labels, ranked.slack[:, 0], take(everything, best), gradients, forwards)
-
-    def _decided(
-        self, x: Tensor, labels: Tensor, slack: Tensor, best: Solution, gradients: Tensor, forwards: Tensor
-    ) -> Solution:
-        """`best` moved to where the *decision* changes along its ray: another class may come first."""
-        start = x.flatten(1)
-        problem = Problem(flatten(self.decision(labels), start), start, -slack, -torch.ones_like(slack))
-        below = problem.excess(problem.start)
-        aim = torch.where(failed(best.status)[:, None], problem.start, best.point)
-        point, found, spent = cross_ray(problem, below, aim, rounding(below))
-        distance = (point - problem.start).norm(dim=1)
-        status = mark(best.status, (~found & ~failed(best.status), Status.UNREACHABLE))
-        value = problem.neuron.value(point)
-        point = point.reshape(x.shape)
-        return Solution(point, value, distance, best.optimality, status, gradients, forwards + spent + 2).blanked()
-
-    def _rank(self, x: Tensor, labels: Tensor) -> _Ranked:
-        """First-order feet and distances of the candidate rivals: one forward pass, one gradient per rival."""
-        count = min(self.classes - 1, CANDIDATES)
+        With targets there is one candidate, whose margin is the target's score below the largest other one.
+        """
+        count = min(self.classes - 1, most)
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
             scores = self.logits(point)
-            own = scores.gather(1, labels[:, None])
-            rivals = scores.detach().scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
-            gaps = own - scores.gather(1, rivals)
-            lower, upper = ((bound - x).flatten(1) for bound in self.box.bounds(x))
-            feet, status = [], []
-            for k in range(count):
-                gradient = gradient_of(gaps[:, k], point, keep=k + 1 < count).detach().flatten(1)
-                gap = gaps[:, k].detach()
-                foot, exists = nearest_in_plane(gap, -gradient, lower, upper)
-                feet.append(foot)
-                status.append(first_order_status(-gap, gradient, exists))
-        corners = torch.stack(feet, 1)
-        how = torch.stack(status, 1)
-        distance = corners.norm(dim=2).masked_fill(failed(how), torch.inf)
+            if targets is None:
+                own = scores.gather(1, labels[:, None])
+                rivals = scores.detach().scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
+                gaps = own - scores.gather(1, rivals)
+            else:
+                own, rivals = scores.scatter(1, targets[:, None], -torch.inf).amax(1, keepdim=True), targets[:, None]
+                gaps = own - scores.gather(1, rivals)
+            gradients = [
+                gradient_of(gaps[:, k], point, keep=k + 1 < gaps.shape[1]).detach().flatten(1)
+                for k in range(gaps.shape[1])
+            ]
+        lower, upper = ((bound - x).flatten(1) for bound in self.box.bounds(x))
         # across by more than the rounding of the two scores, so that an answer holds in a batch of another size too
         compared = torch.maximum(scores.gather(1, rivals).abs(), own.abs()).detach()
         slack = (8 * torch.finfo(x.dtype).eps * compared).clamp_min(torch.finfo(x.dtype).tiny)
-        return _Ranked(rivals, corners, distance, how, slack)
+        return rank(gaps.detach(), gradients, rivals, slack, lower, upper, norm)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranked:
-    """Candidate rivals of each case, in places 0, 1, ... by score."""
-
-    rivals: Tensor  # (case, place)
-    feet: Tensor  # (case, place, n): first-order displacement, the box's corner where it does not exist
-    distance: Tensor  # (case, place): its length, infinite where it does not exist
-    status: Tensor  # (case, place)
-    slack: Tensor  # (case, place): rounding of the margin, in response units
-
-    def in_running(self, most: int, factor: float) -> Tensor:
-        """Mask (case, place) of at most `most` rivals, none more than `factor` times as far as the nearest."""
-        order = self.distance.argsort(dim=1, stable=True)[:, :most]
-        near = torch.zeros_like(self.distance, dtype=torch.bool).scatter(1, order, True)
-        best = self.distance.amin(1, keepdim=True)
-        return near & ((self.distance <= factor * best) | torch.isinf(best))
-
-    def pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Case index and rival of every chosen place, in order."""
-        return torch.nonzero(chosen)[:, 0], self.rivals[chosen]
-
-
-def _first_smallest(values: Tensor, cases: Tensor, count: int) -> Tensor:
-    """For each of `count` cases the index of its smallest value; failed (NaN) ones come last."""
-    clean = torch.nan_to_num(values, nan=torch.inf)
-    by_value = clean.argsort(stable=True)
-    order = by_value[cases[by_value].argsort(stable=True)]
-    _, counts = torch.unique_consecutive(cases[order], return_counts=True)
-    starts = counts.cumsum(0) - counts
-    return order[starts]
+@dataclass(frozen=True)
+class _Settings:
+    norm: float
+    budget: int
+    starts: int
+    generator: torch.Generator | None
 
 
 def _batched(

@@ -1,8 +1,9 @@
-"""What every search for a contour is made of: the question, one plane, one ray, one answer.
+"""What every search for a contour is made of: the question, one ray, one answer.
 
-`Problem` is "reach this level from here, inside the box" on flat inputs. `nearest_in_plane` answers it
-exactly where the contour is a plane, `cross_ray` along one ray, with forward passes only. A `Solution` is
-the answer, one point per case, with its quality, its cost and, where there is none, the reason.
+`Problem` is "reach this level from here, inside the box, with the smallest change in this norm" on flat
+inputs. `norms.nearest_in_plane` answers it exactly where the contour is a plane, `cross_ray` along one ray,
+with forward passes only. A `Solution` is the answer, one point per case, with its quality, its cost and,
+where there is none, the reason.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from isoresponse._fields import axes
 from isoresponse.loop import Status, failed
 from isoresponse.neuron import Neuron, flatten
+from isoresponse.norms import require_norm
 
 EVALUATIONS = 80  # of one ray search at most; five to eight are usual
 
@@ -25,16 +26,23 @@ class Solution:
     """One point per case, how far it is from the start, how good it is, and what it cost.
 
     A failed case holds NaN in `point`, `value`, `distance` and `optimality`, and says why in `status`.
-    `forwards` counts every forward pass, those inside gradients included.
+    `forwards` counts every forward pass, those inside gradients included. `optimality` is, in L2, the distance to the
+    nearest point of the tangent plane inside the box, over the distance: the sine of the angle between perturbation and
+    (projected) normal. In L1 and L-infinity, where that point is not unique, it is by how much it is nearer, over the distance.
     """
 
     point: Tensor = axes("case", "*shape", units="input", about="the point found")
     value: Tensor = axes("case", units="response", about="response at the point")
-    distance: Tensor = axes("case", units="input", about="Euclidean distance from the start")
-    optimality: Tensor = axes("case", about="tangential residual relative to the distance, 0 at the closest point")
+    distance: Tensor = axes("case", units="input", about="distance from the start, in the norm asked for")
+    optimality: Tensor = axes("case", about="how far from closest, relative to the distance: 0 at a closest point")
     status: Tensor = axes("case", about="how the case ended")
     gradients: Tensor = axes("case", about="gradients spent")
     forwards: Tensor = axes("case", about="forward passes spent")
+
+    @property
+    def propagations(self) -> Tensor:
+        """Forward and backward passes together (case,), as attacks are compared (Cina et al. 2025)."""
+        return self.forwards + self.gradients
 
     @property
     def success(self) -> Tensor:
@@ -75,18 +83,20 @@ class Problem:
     """Flat view of "reach `level` from `start`": `excess` is positive exactly where a point is across.
 
     `neuron` and `start` (case, n) are flat, `level` and `sign` (case,): sign +1 to rise above the level, -1 to fall
-    below it.
+    below it. `norm` (1, 2 or infinity) is the one in which the change is to be small.
     """
 
     neuron: Neuron
     start: Tensor
     level: Tensor
     sign: Tensor
+    norm: float = 2.0
 
     @classmethod
-    def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor) -> Problem:
+    def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor, norm: float = 2.0) -> Problem:
         """The problem on flattened inputs, after the checks of a public call."""
         neuron.require_inputs(x)
+        require_norm(norm)
         x = x.detach()
         levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(x))):
@@ -101,7 +111,7 @@ class Problem:
                 f"{neuron.name} answers in {here.dtype} to inputs in {x.dtype}; keep the dtype of the input."
             )
         sign = torch.where(levels >= here, torch.ones_like(here), -torch.ones_like(here))
-        return cls(flat, start, levels, sign)
+        return cls(flat, start, levels, sign, float(norm))
 
     def select(self, cases: Tensor) -> Problem:
         """The problem of some of the cases."""
@@ -130,44 +140,6 @@ class Problem:
         """How far each element (case, n) can move down and up from `x`: bounds of a displacement."""
         lower, upper = self.neuron.box.bounds(x)
         return lower - x, upper - x
-
-
-def nearest_in_plane(
-    gap: Float[Tensor, " case"],
-    gradient: Float[Tensor, "case n"],
-    lower: Float[Tensor, "case n"],
-    upper: Float[Tensor, "case n"],
-) -> tuple[Float[Tensor, "case n"], Tensor]:
-    """The shortest d with gradient.d = gap and lower <= d <= upper, and whether it exists.
-
-    d = clip(t * gradient) for one multiplier t per case. The plane's value along that path is concave and
-    piecewise linear in t, so Newton from t = 0 rises to the root without overshooting and ends after as
-    many steps as pieces are met. Where the box ends before the plane, d is the box's farthest corner.
-
-    Parameters
-    ----------
-    gap
-        Positive; a gap that is not is treated as zero.
-    lower, upper
-        Bounds of d (not of the point), on either side of zero.
-    """
-    end = torch.where(gradient > 0, upper.clamp_min(0), lower.clamp_max(0))  # where each element is heading
-    t = torch.zeros_like(gap)
-    gap = gap.clamp_min(0)
-    for _ in range(gradient.shape[1] + 1):
-        pinned = (t[:, None] * gradient).abs() >= end.abs()
-        pinned &= gradient != 0
-        reached = torch.where(pinned, gradient * end, torch.zeros_like(gradient)).sum(1)
-        slope = torch.where(pinned, torch.zeros_like(gradient), gradient * gradient).sum(1)
-        new = torch.where(slope > 0, (gap - reached) / torch.where(slope > 0, slope, torch.ones_like(slope)), t)
-        new = torch.maximum(new, t)
-        moved = new > t * (1 + 4 * torch.finfo(t.dtype).eps)
-        t = torch.where(moved, new, t)
-        if not bool(moved.any()):
-            break
-    d = torch.where(pinned, end, t[:, None] * gradient)
-    exists = (slope > 0) | (reached >= gap)
-    return d, exists & torch.isfinite(d).all(1)
 
 
 def rounding(like: Tensor) -> Tensor:
@@ -247,3 +219,11 @@ def cross_ray(
     found = f_high > 0
     point = problem.clip(problem.start + high[:, None] * direction)
     return point, found, spent
+
+
+def require_settings(name: str, most: int, rtol: float) -> None:
+    """Raise ValueError unless `most` gradients, the setting `name`, and `rtol` make sense."""
+    if most < 1:
+        raise ValueError(f"{name} must be at least 1 gradient per case, got {most}.")
+    if not 0 <= rtol < 1:
+        raise ValueError(f"rtol must be at least 0 and below 1, got {rtol}.")

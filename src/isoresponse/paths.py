@@ -18,7 +18,7 @@ from isoresponse._fields import axes
 from isoresponse.crossing import Problem
 from isoresponse.loop import Status, iterate, mark, status_tensor
 from isoresponse.neuron import Neuron
-from isoresponse.solve import newton
+from isoresponse.newton import newton
 
 SMALLEST = 1e-4  # step of gradient_path, as a fraction of the way, that is taken whatever its error
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from isoresponse.distribution import CurvatureSpectrum
 from isoresponse.planes import ResponseSurface
 from isoresponse.susceptibility import Comparison
+from isoresponse.trace import AttackTrace
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
@@ -212,3 +213,40 @@ def _numpy(value: Any) -> np.ndarray:
         if isinstance(value, Tensor) and value.dtype.is_floating_point
         else (value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value))
     )
+
+
+def traces(ax: Axes, results: Mapping[str, AttackTrace], *, in_box: bool = True) -> Axes:
+    """How attacks step, by name: the cosine between step and contour normal, median over cases with quartiles.
+
+    1: along the gradient, 0: along the contour, -1: back. A dot marks where half of the cases have reached the level.
+    Steps that are undefined are left out; a line ends where fewer than half of the cases have a step.
+
+    Raises
+    ------
+    ValueError
+        No trace.
+    """
+    if not results:
+        raise ValueError("traces needs at least one name with its AttackTrace, got none.")
+    for i, (name, result) in enumerate(results.items()):
+        cosine = _numpy(result.cosine_in_box if in_box else result.cosine)
+        shown = np.isfinite(cosine).sum(0) * 2 >= len(cosine)
+        last = len(shown) if shown.all() else int(np.argmin(shown))
+        if last == 0:
+            continue
+        low, middle, high = np.nanpercentile(cosine[:, :last], [25, 50, 75], axis=0)
+        color, dash = _HUES[i % len(_HUES)], _DASHES[(i + i // len(_HUES)) % len(_DASHES)]
+        steps = np.arange(1, last + 1)
+        ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
+        ax.plot(steps, middle, color=color, ls=dash, lw=1.6, label=f"{name} ({len(cosine)})")
+        there = _numpy(result.across)[:, :last].cumsum(1).astype(bool).mean(0) >= 0.5
+        if there.any():
+            first = int(np.argmax(there))
+            ax.plot(steps[first], middle[first], "o", color=color, ms=5, mec=INK, mew=0.6)
+    ax.axhline(0.0, color=FAINT, lw=0.8)
+    ax.set_xscale("log")
+    ax.set_ylim(-1.05, 1.05)
+    ax.set_xlabel("step")
+    ax.set_ylabel("cosine of step and contour normal" + (", in the box" if in_box else ""))
+    ax.legend(fontsize=7)
+    return ax

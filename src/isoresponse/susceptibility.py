@@ -17,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isoresponse._fields import axes
-from isoresponse.crossing import Problem, nearest_in_plane
+from isoresponse.contour import search
+from isoresponse.crossing import Problem
 from isoresponse.krylov import krylov_secants
 from isoresponse.loop import Status, failed, mark, status_tensor
 from isoresponse.neuron import Neuron
+from isoresponse.norms import nearest_in_plane
 from isoresponse.operators import secant_product
-from isoresponse.solve import search
 
 KRYLOV_STEPS = 2  # products of the second-order prediction; 1, 2, 4, 8 are compared in benchmarks/digits.py --ablate
 MODEL_STEPS = 60  # steps of the search on the quadratic model; they cost no pass through the network
