@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoresponse.crossing import Problem, Solution, cross_ray
-from isoresponse.norms import nearest_in_plane
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron, flatten
+from isoresponse.norms import nearest_in_plane
 
 INF = float("inf")
 

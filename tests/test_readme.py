@@ -10,7 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_python_examples_of_the_readme_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     names: dict = {}
     for example in examples:
         exec(compile(example, str(README), "exec"), names)
@@ -21,3 +21,5 @@ def test_the_python_examples_of_the_readme_run(capsys):
     assert names["lifted"].success.any()
     assert names["survey"].curvature.shape == (1, 20)
     assert (names["bent"].error > 0).any()
+    assert names["far"].success.any()
+    assert names["trace"].cosine.shape[0] == 5

@@ -31,7 +31,14 @@ def results():
     x = known.x.reshape(3, *SHAPE)
     jet = iso.exact_jet(neuron, x)
     plane = iso.Plane.spanning(x[0], x[1], x[2])
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
+    clf = iso.Classifier.of(net, shape=SHAPE, box=iso.Box(0.0, 1.0))
+    inputs = torch.rand(3, *SHAPE, generator=seed)
+    alarms = iso.masking_alarms(clf, inputs, clf.predict(inputs), generator=seed)
     made = [
+        alarms,
+        alarms.alarms[0],
+        iso.trace_attack(iso.closest_point, neuron, x, known.level, mei=x[0], keep_points=True),
         iso.closest_point(neuron, x, known.level),
         iso.predict_distance(neuron, x, known.level, order=2),
         jet,

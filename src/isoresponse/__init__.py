@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from isoresponse.jets import Jet, JetBuilder, exact_jet, secant_jet, smoothed_jet
     from isoresponse.krylov import krylov_jet
     from isoresponse.loop import Status
+    from isoresponse.masking import Alarm, MaskingReport, masking_alarms
     from isoresponse.neuron import Box, Neuron
     from isoresponse.newton import to_level
     from isoresponse.operators import SymmetricOperator
@@ -106,6 +107,7 @@ _HOME = {
         "Box",
         "Neuron",
     ),
+    "masking": ("Alarm", "MaskingReport", "masking_alarms"),
     "operators": ("SymmetricOperator",),
     "paiton2020": ("PublishedCurvatures", "published_curvatures"),
     "paths": (
@@ -134,6 +136,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Alarm",
     "Attack",
     "AttackTrace",
     "Box",
@@ -146,6 +149,7 @@ __all__ = [
     "Jet",
     "JetBuilder",
     "LocalGeometry",
+    "MaskingReport",
     "MeanCurvature",
     "MostExciting",
     "Neuron",
@@ -177,6 +181,7 @@ __all__ = [
     "iso_walk",
     "krylov_jet",
     "local_geometry",
+    "masking_alarms",
     "mean_curvature",
     "most_exciting_input",
     "normal_curvature",

@@ -298,7 +298,7 @@ class Classifier:
         lower, upper = ((bound - x).flatten(1) for bound in self.box.bounds(x))
         # across by more than the rounding of the two scores, so that an answer holds in a batch of another size too
         compared = torch.maximum(scores.gather(1, rivals).abs(), own.abs()).detach()
-        slack = (8 * torch.finfo(x.dtype).eps * compared).clamp_min(torch.finfo(x.dtype).tiny)
+        slack = (32 * torch.finfo(x.dtype).eps * compared).clamp_min(torch.finfo(x.dtype).tiny)
         return rank(gaps.detach(), gradients, rivals, slack, lower, upper, norm)
 
 

@@ -25,10 +25,11 @@ from isoresponse.solve import better_of, elsewhere, settle
 from isoresponse.susceptibility import first_order_status
 
 CANDIDATES = 9  # rivals, by score, whose first-order distance is computed
-HOPELESS = 1.5  # a rival this many times farther than the nearest, to first order, is not followed
+HOPELESS = 3.0  # a rival this many times farther than the nearest, to first order, is not followed
 SHORT, LONG = 4, 25  # least gradients of a first approach: where the first order reaches the boundary, where not
 CREDIBLE = 0.7  # a first-order foot is believed where it leaves less than this part of the gap in response
 KEPT = 4  # one in so many goes on to the next round
+EARLY = 0.85  # part of what is left that each round but the last may spend
 LAST = 16  # gradients of the last search, on the contour itself
 ROUGH = 1e-4  # relative width of the ray's bracket where the budget is small
 
@@ -48,7 +49,7 @@ class Ranked:
         order = self.distance.argsort(dim=1, stable=True)[:, :most]
         near = torch.zeros_like(self.distance, dtype=torch.bool).scatter(1, order, True)
         best = self.distance.amin(1, keepdim=True)
-        return near & ((self.distance <= factor * best) | torch.isinf(best))
+        return near & ((self.distance <= factor * best) | torch.isinf(best) | (factor == torch.inf))
 
     def pairs(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Case index and rival of every chosen place, in order."""
@@ -88,7 +89,8 @@ def nearest_of_all(
     gone: list[tuple[Approach, Tensor]] = []
     while len(owner):
         number = torch.bincount(owner, minlength=cases)
-        share = torch.div(left - used, ((rounds - turn) * number).clamp_min(1), rounding_mode="floor")
+        part = torch.where(rounds - turn > 1, EARLY, 1.0)
+        share = torch.floor(part * (left - used) / number.clamp_min(1)).long()
         before = state.gradients
         state = approach(problem.select(owner), below[owner], state, share[owner])
         used = used.index_add(0, owner, state.gradients - before)
