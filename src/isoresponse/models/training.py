@@ -138,6 +138,7 @@ def fit(
     >>> import torch
     >>> x = torch.rand(256, 2, generator=torch.Generator().manual_seed(0))
     >>> net = torch.nn.Linear(2, 2)
+    >>> _ = torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
     >>> fit(net, x, (x[:, 0] > x[:, 1]).long(), epochs=30, rate=0.1)
     >>> float((net(x).argmax(1) == (x[:, 0] > x[:, 1])).float().mean()) > 0.95
     True
