@@ -34,10 +34,12 @@ def results():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3))
     clf = iso.Classifier.of(net, shape=SHAPE, box=iso.Box(0.0, 1.0))
     inputs = torch.rand(3, *SHAPE, generator=seed)
+    found = clf.closest_adversary(inputs, clf.predict(inputs))
     alarms = iso.masking_alarms(clf, inputs, clf.predict(inputs), generator=seed)
     made = [
         alarms,
         alarms.alarms[0],
+        iso.on_lattice(clf.decision(clf.predict(inputs)), inputs, found, 0.0, levels=16),
         iso.trace_attack(iso.closest_point, neuron, x, known.level, mei=x[0], keep_points=True),
         iso.closest_point(neuron, x, known.level),
         iso.predict_distance(neuron, x, known.level, order=2),

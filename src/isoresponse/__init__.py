@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from isoresponse.hooks import units
     from isoresponse.jets import Jet, JetBuilder, exact_jet, secant_jet, smoothed_jet
     from isoresponse.krylov import krylov_jet
+    from isoresponse.lattice import LatticeSolution, on_lattice
     from isoresponse.loop import Status
     from isoresponse.masking import Alarm, MaskingReport, masking_alarms
     from isoresponse.neuron import Box, Neuron
@@ -102,6 +103,7 @@ _HOME = {
         "smoothed_jet",
     ),
     "krylov": ("krylov_jet",),
+    "lattice": ("LatticeSolution", "on_lattice"),
     "loop": ("Status",),
     "neuron": (
         "Box",
@@ -148,6 +150,7 @@ __all__ = [
     "FoolboxAttack",
     "Jet",
     "JetBuilder",
+    "LatticeSolution",
     "LocalGeometry",
     "MaskingReport",
     "MeanCurvature",
@@ -185,6 +188,7 @@ __all__ = [
     "mean_curvature",
     "most_exciting_input",
     "normal_curvature",
+    "on_lattice",
     "phase_shifted",
     "plane_basis",
     "predict_distance",
