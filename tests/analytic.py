@@ -268,7 +268,11 @@ def counted(neuron):
 # one question for each way to fail, and a second input from which the same level is reached
 _ROOT = Neuron(lambda x: (x[:, 0] - 0.5).sqrt() + x[:, 1], (2,))
 FAILURES = {
-    Status.FLAT: (Neuron(lambda x: x.relu().sum(1), (2,)), [-1.0, -1.0], 5.0),
+    Status.FLAT: (
+        Neuron(lambda x: torch.where(x.abs().amax(1) < 1e6, x.relu().sum(1), 0.0), (2,)),
+        [-1e30, -2e30],
+        5.0,
+    ),
     Status.BLOCKED: (Neuron(lambda x: x.sum(1), (2,), Box(-1.0, 1.0)), [1.0, 1.0], 3.0),
     Status.UNREACHABLE: (Neuron(lambda x: x.square().sum(1), (2,)), [1.0, 2.0], -1.0),
     Status.NOT_FINITE: (_ROOT, [0.0, 1.0], 2.5),

@@ -1,5 +1,7 @@
 """The search in every norm, against optima in closed form, and where the first linearisation sees nothing."""
 
+import math
+
 import pytest
 import torch
 from analytic import normal, uniform
@@ -37,12 +39,26 @@ def test_into_a_ball(generator, norm):
     far = x.norm(dim=1) > 1.5
     found = closest_point(neuron, x[far], 2.25, norm=norm)
     assert found.success.all()
-    # on curved contours only the first digits in these norms: elements whose slope vanishes at the optimum are not found
-    ratio = found.distance / into_a_ball(x[far], 1.5, norm)
-    assert ratio.min() >= 1 - 1e-9
-    assert ratio.max() < 1.05
+    # elements whose slope vanishes at the optimum lie between all bounds, where no corner of a plane would put them
+    torch.testing.assert_close(found.distance, into_a_ball(x[far], 1.5, norm), rtol=1e-6, atol=0)
     torch.testing.assert_close(found.distance, size(found.point - x[far], norm))
     assert (found.value <= 2.25).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("squash", [torch.relu, torch.tanh])
+def test_a_flat_start_is_left(generator, norm, squash):
+    """A silent unit, and one saturated to the last bit of float32, say nothing of the way; past it the answer is exact."""
+    w, x = normal(40, 6, generator=generator), 2 * normal(40, 6, generator=generator)
+    drive = -12 - 4 * uniform(40, generator=generator)
+    x = x + ((drive - (x * w).sum(1)) / w.square().sum(1))[:, None] * w
+    neuron = Neuron(lambda z, w: squash((z * w).sum(1)), (6,), given=(w.float(),))
+    found = closest_point(neuron, x.float(), 0.5, norm=norm, budget=400)
+    truth = (math.atanh(0.5) if squash is torch.tanh else 0.5) - drive
+    truth = truth / w.norm(p={1.0: INF, 2.0: 2.0, INF: 1.0}[norm], dim=1)
+    assert found.success.double().mean() > 0.95
+    some = found.success
+    torch.testing.assert_close(found.distance[some].double(), truth[some], rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -113,7 +129,8 @@ def test_a_larger_budget_is_not_worse(generator, norm):
         means.append(float(found.distance[found.success].mean()))
         assert (found.gradients <= budget).all()
         assert (found.propagations >= found.gradients).all()
-    assert means[3] <= 1.001 * means[2] <= 1.01 * means[1] <= 1.1 * means[0]
+    # all but a little, as another budget may end in another local optimum
+    assert means[3] <= 1.005 * means[2] <= 1.01 * means[1] <= 1.1 * means[0]
 
 
 def test_more_starts_find_the_other_side_of_the_valley():

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from analytic import dot, hollow, linear, names, normal, quadric, sphere, uniform
+from analytic import FAILURES, dot, hollow, linear, names, normal, quadric, sphere, uniform
 from torch import Tensor
 
 from isoresponse.attacks import FoolboxAttack, from_foolbox
@@ -257,8 +257,8 @@ def test_points_are_kept_only_when_asked_for(generator):
 
 
 def test_a_flat_place_has_no_normal():
-    neuron = Neuron(lambda x: torch.relu(x).sum(1), (2,))
-    trace = trace_attack(closest_point, neuron, torch.full((1, 2), -1.0), 1.0)
+    neuron, x, level = FAILURES[Status.FLAT]
+    trace = trace_attack(closest_point, neuron, torch.tensor([x], dtype=torch.float64), level)
     assert names(trace.status) == ["FLAT"]
     assert trace.cosine.isnan().all()
 

@@ -14,7 +14,8 @@ plane nearest to the start:
 - The plane is aimed at a little *beyond* the contour; by more while points come out short of it, by less
   while they come out across. So about every other point is an answer, and no forward pass is spent on a line search.
 
-One gradient a step and nothing else; the best point across is never lost.
+One gradient a step and nothing else; the best point across is never lost. Where gradients are exactly zero and none was
+met before, points are looked at ever farther from the start until one is met.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from isoresponse.loop import Status, iterate, mark, status_tensor
 from isoresponse.norms import nearest_in_plane, size
 
 MEMORY = 0.7  # share of the running mean that each gradient leaves in place
-STRIDE = 10.0  # the first part of the way to the plane that is taken: STRIDE / steps, between these two ...
-SLOWEST, FASTEST = 0.25, 0.6
+STRIDE, CALMER = 0.85, 0.2  # the first part of the way to the plane that is taken: STRIDE / (gradients in all)^CALMER ...
 LEAST_PACE = 0.05  # ... and the part that is taken in the end
-BEYOND = 0.05  # aimed at beyond the level, in units of the gap at the start; and its least and largest value
+BEYOND = 0.1  # aimed at beyond the level, in units of the gap at the start; and its least and largest value
 LEAST_BEYOND, MOST_BEYOND = 0.003, 2.0
 PRESS, RELIEF = 1.5, 0.7  # factors on it after a point that is short of the level, and after one across
 QUIET, PATIENCE = 8, 0.3  # an approach has settled after so many gradients, or this share of them, without ...
 SETTLED = 1e-4  # ... an improvement of this part of the distance
+NEAR, FARTHER = (
+    1 / 64,
+    2.0,
+)  # how far from the start a flat region is left, in units of the room, and its growth every second time
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,7 @@ class Approach:
     distance: Tensor  # ... and its distance, infinite while there is none
     promise: Tensor  # distance at which the latest ray would meet the contour, by its slope there
     quiet: Tensor  # gradients since the last improvement worth the name
+    flat: Tensor  # gradients that were zero while no direction was known
     gradients: Tensor
     status: Tensor
 
@@ -60,7 +65,7 @@ class Approach:
         none, infinite = torch.zeros_like(zero, dtype=torch.int64), torch.full_like(zero, torch.inf)
         running = status_tensor(Status.RUNNING, zero)
         return cls(
-            first, torch.zeros_like(first), zero + BEYOND, first, infinite, infinite, none, none, running
+            first, torch.zeros_like(first), zero + BEYOND, first, infinite, infinite, none, none, none, running
         )  # fmt: skip
 
     def again(self) -> Approach:
@@ -73,33 +78,41 @@ class Approach:
         )  # fmt: skip
 
 
-def approach(problem: Problem, below: Tensor, state: Approach, steps: Tensor, *, pace: float = 1.0) -> Approach:
+def first_pace(gradients: Tensor) -> Tensor:
+    """The part of the way to the plane (case,) with which a search of so many gradients (case,) in all begins."""
+    return STRIDE * gradients.clamp_min(1).to(torch.get_default_dtype()) ** -CALMER
+
+
+def approach(problem: Problem, below: Tensor, state: Approach, steps: Tensor, pace: Tensor) -> Approach:
     """Up to `steps` (case,) more gradients per case of the search described above.
 
     The status is DONE where a smooth contour's closest point is met to 1e-4, STALLED where an answer has settled,
-    MAX_STEPS at the limit, UNREACHABLE where nothing across was found, NOT_FINITE where the response was not.
+    MAX_STEPS at the limit, FLAT where every gradient was zero, UNREACHABLE where nothing across was found, NOT_FINITE where
+    the response was not.
 
     Parameters
     ----------
     below
         Excess (case,) at the start, not positive: the unit of what is aimed at beyond the level.
     pace
-        Factor on the pace, smaller for a second approach from a good point.
+        Part of the way (case,) that is taken first; it falls to a small rest.
     """
     begun, most = state.gradients, int(steps.max()) if len(steps) else 0
 
     def step(s: Approach, cases: Tensor) -> tuple[Approach, Tensor]:
         turn = s.gradients - begun[cases]
         granted = steps[cases].clamp_min(1).to(s.beyond.dtype)
-        first = pace * (STRIDE / granted).clamp(SLOWEST, FASTEST)
-        part = (first * (1 - turn / granted)).clamp_min(LEAST_PACE)
+        part = (pace[cases] * (1 - turn / granted)).clamp_min(LEAST_PACE).to(s.beyond.dtype)
         new, status = _step(problem.select(cases), below[cases], s, part, (PATIENCE * granted).clamp_min(QUIET))
         return new, mark(status, ((status == int(Status.RUNNING)) & (turn + 1 >= steps[cases]), Status.MAX_STEPS))
 
     state, status = iterate(step, state, most)
     nothing = torch.isinf(state.distance) & (status != int(Status.NOT_FINITE))
+    blind = nothing & (state.normal == 0).all(1)
     answered = torch.isfinite(state.distance) & (status == int(Status.NOT_FINITE))
-    return replace(state, status=mark(status, (nothing, Status.UNREACHABLE), (answered, Status.STALLED)))
+    return replace(
+        state, status=mark(status, (nothing, Status.UNREACHABLE), (blind, Status.FLAT), (answered, Status.STALLED))
+    )
 
 
 def _step(problem: Problem, below: Tensor, s: Approach, pace: Tensor, patience: Tensor) -> tuple[Approach, Tensor]:
@@ -120,6 +133,8 @@ def _step(problem: Problem, below: Tensor, s: Approach, pace: Tensor, patience: 
     foot, _ = nearest_in_plane(gap, plane, *problem.room(problem.start), problem.norm)
     pace = torch.where(distance > 0, pace, torch.ones_like(pace))
     onward = problem.clip(s.x + pace[:, None] * (problem.start + foot - s.x))
+    lost = ~live & (s.normal == 0).all(1)
+    onward = torch.where(lost[:, None], _out_of_the_flat(problem, s.flat), onward)
     # --- where this ray would meet the contour, if the response went on as it does here
     rise = (gradient * way).sum(1)
     ahead = 1 - excess / torch.where(rise > 0, rise, torch.ones_like(rise))
@@ -133,6 +148,7 @@ def _step(problem: Problem, below: Tensor, s: Approach, pace: Tensor, patience: 
         distance=torch.where(better, distance, s.distance),
         promise=torch.minimum(promise, torch.where(better, distance, s.distance)),
         quiet=quiet,
+        flat=s.flat + lost,
         gradients=s.gradients + 1,
     )
     finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
@@ -142,3 +158,19 @@ def _step(problem: Problem, below: Tensor, s: Approach, pace: Tensor, patience: 
         (~finite, Status.NOT_FINITE),
     )
     return new, status
+
+
+def _out_of_the_flat(problem: Problem, turn: Tensor) -> Tensor:
+    """Where to look (case, n) while every gradient was zero: along signs without a pattern, there and back, ever farther."""
+    start, n = problem.start, problem.start.shape[1]
+    there = torch.div(turn, 2, rounding_mode="floor")
+    element = torch.arange(1, n + 1, device=start.device, dtype=torch.float64)
+    # a Weyl sequence, another one for every pair of turns
+    place = torch.remainder(element * element * 0.6180339887498949 * (1 + there)[:, None].sqrt(), 1.0)
+    signs = torch.where((place < 0.5) == (turn % 2 == 0)[:, None], 1.0, -1.0).to(start)
+    down, up = problem.room(start)
+    room = torch.where(signs > 0, up, -down)
+    unbounded = start.abs().amax(1, keepdim=True).clamp_min(1.0)
+    part = (NEAR * FARTHER ** there.to(start.dtype))[:, None]
+    reach = torch.where(torch.isfinite(room), part.clamp(max=1.0) * room, part * unbounded)
+    return problem.clip(start + signs * reach)

@@ -15,8 +15,10 @@ geometry problem it is, inside the box and with gradients only:
    search with forward passes only. Every iterate therefore is an answer that is truly across, and the
    best one is never lost.
 
-`refine` does the same in L1 and L-infinity, without the second step: there the foot jumps where two elements of the
-gradient change places, and its change teaches nothing.
+`refine` does the same in L1 and L-infinity. There the foot of a plane is a corner, which jumps where two elements of
+the gradient change places, and its change teaches nothing. So the contour is taken for a sphere instead, bent as the
+gradient's changes tell: its nearest point (`nearest_in_ball`) moves continuously, also in the elements that lie between
+all bounds because the response no longer depends on them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from isoresponse.crossing import Problem, Solution, cross_ray, rounding
 from isoresponse.loop import Status, failed, iterate, mark, status_tensor
-from isoresponse.norms import nearest_in_plane, size
+from isoresponse.norms import nearest_in_ball, nearest_in_plane, size
 from isoresponse.operators import inverse_secant_product
 
 # Secant pairs kept by search: curved quadrics need them, networks hardly (benchmarks/digits.py --ablate).
@@ -36,6 +38,8 @@ MEMORY = 6
 SHRINK = 0.5  # factor on the step after one that did not improve the distance
 STALL = 1e-3  # relative step below which a case that keeps failing to improve has converged
 OVERSHOOT = 1e-4  # of the first gap in response, aimed at beyond the level until a point across is known
+STRAIGHT = 0.01  # least bending of the sphere that refine sees, in units of its slope over the distance
+SHARPER, PATIENCE = 4.0, 8  # factor on the bending after a step that did not help; so many of them in a row end it
 TOLERATED = 1.3  # an iterate this much farther than the best one is still a useful place to look from
 
 
@@ -172,24 +176,34 @@ def _remember(memory: Tensor, new: Tensor, where: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Refined:
-    x: Tensor  # best point, on the contour
-    distance: Tensor
+    x: Tensor  # best point, on the contour; until one is known, where Newton has come
+    distance: Tensor  # infinite until then
     optimality: Tensor
-    pace: Tensor  # part of the way to the plane's nearest point, halved by every failure to improve
+    bend: Tensor  # of the sphere that the contour is taken for, response / input^2
+    last_x: Tensor
+    last_gradient: Tensor
+    failures: Tensor  # steps since the last one that shortened the distance
     gradients: Tensor
     forwards: Tensor
 
 
 def refine(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solution:
-    """From a point on the contour to the closest one in any norm: to the tangent plane's nearest point, back along the ray.
+    """The closest point of the contour in any norm: to the nearest point of a sphere, back along the ray.
 
-    A step that does not shorten the distance halves the part of the way that is taken; DONE and STALLED as in `search`.
+    Each of `first` (case, n) is a point across, or the start: then Newton steps come first.
+
+    How strongly the sphere is bent is learned from the change of the gradient along the last step (Barzilai and
+    Borwein 1988). A step that does not shorten the distance makes it `SHARPER`; DONE and STALLED as in `search`.
     """
     below = problem.excess(problem.start)
     count = torch.zeros_like(below, dtype=torch.int64)
-    one = torch.ones_like(below)
-    state = _Refined(first, size(first - problem.start, problem.norm), torch.inf * one, one, count, count + 1)
+    zero, nothing = torch.zeros_like(below), torch.zeros_like(first)
+    distance = size(first - problem.start, problem.norm)
+    distance = distance.masked_fill(distance == 0, torch.inf)
+    state = _Refined(first, distance, zero + torch.inf, zero, first, nothing, count, count, count + 1)
     state, status = iterate(lambda s, i: _refined(problem.select(i), below[i], s, rtol), state, max_steps)
+    none = torch.isinf(state.distance) & (status != int(Status.NOT_FINITE))
+    status = mark(status, (none, Status.UNREACHABLE))
     value = problem.neuron.value(state.x)
     return Solution(
         state.x, value, state.distance, state.optimality, status, state.gradients, state.forwards + 1
@@ -198,23 +212,40 @@ def refine(problem: Problem, first: Tensor, max_steps: int, rtol: float) -> Solu
 
 def _refined(problem: Problem, below: Tensor, s: _Refined, rtol: float) -> tuple[_Refined, Tensor]:
     excess, gradient = problem.excess_and_grad(s.x)
-    foot, optimality = foot_of(problem, s.x, excess, gradient)
-    aim = problem.clip(s.x + s.pace[:, None] * (problem.start + foot - s.x))
-    point, found, spent = cross_ray(problem, below, aim, rounding(below))
+    _, optimality = foot_of(problem, s.x, excess, gradient)
+    # --- how strongly the contour bends: as the gradient has changed, or more where that did not help
+    step, change = s.x - s.last_x, s.last_gradient - gradient
+    seen = (change * change).sum(1) / (change * step).sum(1).clamp_min(torch.finfo(below.dtype).tiny)
+    known = ((change * step).sum(1) > 0) & (s.failures == 0) & (s.bend > 0)
+    slope = gradient.norm(dim=1) / (s.x - problem.start).norm(dim=1).clamp_min(torch.finfo(below.dtype).tiny)
+    bend = torch.where(known, seen, torch.where(s.failures > 0, SHARPER * s.bend, 0.1 * s.bend))
+    bend = bend.clamp(min=STRAIGHT * slope).clamp(max=slope / STALL**2).clamp_min(torch.finfo(below.dtype).tiny)
+    foot, _ = nearest_in_ball(
+        excess, gradient, bend, s.x - problem.start, *problem.room(problem.start), problem.norm
+    )  # fmt: skip
+    across = torch.isfinite(s.distance)
+    step, _ = nearest_in_plane(OVERSHOOT * below.abs() - excess, gradient, *problem.room(s.x))
+    candidate = problem.clip(torch.where(across[:, None], problem.start + foot, s.x + step))
+    point, found, spent = cross_ray(problem, below, candidate, rounding(below))
     distance = size(point - problem.start, problem.norm)
     better = found & (distance < s.distance)
     new = _Refined(
-        torch.where(better[:, None], point, s.x),
+        torch.where(better[:, None], point, torch.where(across[:, None], s.x, candidate)),
         torch.where(better, distance, s.distance),
         optimality,
-        torch.where(better, (2 * s.pace).clamp(max=1.0), SHRINK * s.pace),
+        torch.where(across, bend, torch.zeros_like(bend)),
+        torch.where(better[:, None], s.x, s.last_x),
+        torch.where(better[:, None], gradient, s.last_gradient),
+        torch.where(better | ~across, torch.zeros_like(s.failures), s.failures + 1),
         s.gradients + 1,
         s.forwards + 1 + spent,
     )
+    finite = torch.isfinite(excess) & torch.isfinite(gradient).all(1)
     return new, mark(
         status_tensor(Status.RUNNING, excess),
-        (new.pace < STALL, Status.STALLED),
-        ((optimality <= rtol) & ~better, Status.DONE),
+        (new.failures >= PATIENCE, Status.STALLED),
+        (across & (optimality <= rtol) & ~better, Status.DONE),
+        (~finite & ~across, Status.NOT_FINITE),
     )
 
 

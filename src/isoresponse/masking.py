@@ -266,7 +266,7 @@ def masking_alarms(
     >>> x = torch.rand(40, 2, generator=seed)
     >>> hidden = Classifier(lambda x: (64 * x).round() - 32, shape=(2,), classes=2)  # rounding has no gradient
     >>> masking_alarms(hidden, x, hidden.predict(x), generator=seed).raised
-    ('derivative', 'finite step', 'vanishing', 'gradient-free', 'unbounded')
+    ('derivative', 'finite step', 'vanishing', 'gradient-free')
     """
     classifier.require_labelled(x, labels)
     x, labels = x.detach(), labels.long()

@@ -8,6 +8,8 @@ in all three, elements that meet a bound stay there and the others carry on.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -54,6 +56,51 @@ def nearest_in_plane(
     # each element moves in proportion to its pace until it meets its bound
     pace = gradient if norm == 2.0 else gradient.sign()
     return _all_together(gap, gradient, pace, end)
+
+
+def nearest_in_ball(
+    excess: Float[Tensor, " case"],
+    gradient: Float[Tensor, "case n"],
+    bend: Float[Tensor, " case"],
+    way: Float[Tensor, "case n"],
+    lower: Float[Tensor, "case n"],
+    upper: Float[Tensor, "case n"],
+    norm: float = 2.0,
+) -> tuple[Float[Tensor, "case n"], Bool[Tensor, " case"]]:
+    """The smallest d where excess + gradient.(d - way) - bend/2 |d - way|^2 >= 0 and lower <= d <= upper, and whether it exists.
+
+    A contour seen as a sphere round its peak way + gradient / bend, of curvature bend / |gradient| at `way` if that is on
+    it. All such d lie on one path to the peak: shrunk towards zero in L2, cut to a common ceiling in L-infinity,
+    each brought nearer by as much in L1. Where the sphere is out of reach, d is the peak itself, inside the bounds.
+
+    Parameters
+    ----------
+    bend
+        Positive, in response / input^2.
+    """
+    peak = way + gradient / bend[:, None]
+    farthest = peak.abs().amax(1, keepdim=True)
+
+    def at(part: Tensor) -> Tensor:
+        if norm == 2.0:
+            free = part[:, None] * peak
+        elif norm == 1.0:
+            free = peak.sign() * (peak.abs() - (1 - part[:, None]) * farthest).clamp_min(0)
+        else:
+            free = peak.clamp(-part[:, None] * farthest, part[:, None] * farthest)
+        return torch.minimum(torch.maximum(free, lower), upper)
+
+    def reached(d: Tensor) -> Tensor:
+        step = d - way
+        return excess + (step * (gradient - 0.5 * bend[:, None] * step)).sum(1) >= 0
+
+    low, high = torch.zeros_like(excess), torch.ones_like(excess)
+    exists = reached(at(high))
+    for _ in range(4 - int(math.log2(torch.finfo(excess.dtype).eps))):
+        middle = 0.5 * (low + high)
+        enough = reached(at(middle))
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return at(torch.where(exists, high, torch.ones_like(high))), exists
 
 
 def _all_together(gap: Tensor, gradient: Tensor, pace: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:

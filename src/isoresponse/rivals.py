@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isoresponse.approach import Approach, approach
-from isoresponse.contour import refine, search
+from isoresponse.approach import Approach, approach, first_pace
 from isoresponse.crossing import Problem, Solution
-from isoresponse.loop import failed, join, put, take
+from isoresponse.loop import failed, join, take
 from isoresponse.norms import nearest_in_plane
-from isoresponse.solve import better_of, elsewhere, settle
+from isoresponse.solve import elsewhere, polished, settle
 from isoresponse.susceptibility import first_order_status
 
 CANDIDATES = 9  # rivals, by score, whose first-order distance is computed
 HOPELESS = 3.0  # a rival this many times farther than the nearest, to first order, is not followed
-SHORT, LONG = 4, 25  # least gradients of a first approach: where the first order reaches the boundary, where not
+SHORT = 4  # least gradients of a first approach where the first order reaches the boundary ...
+LONG = {2.0: 12, 1.0: 25, math.inf: 25}  # ... and where it does not: from corner to corner they come closer more slowly
 CREDIBLE = 0.7  # a first-order foot is believed where it leaves less than this part of the gap in response
 KEPT = 4  # one in so many goes on to the next round
 EARLY = 0.85  # part of what is left that each round but the last may spend
@@ -72,7 +72,7 @@ def nearest_of_all(
     nearest = ranked.distance.argmin(1)
     seen = problem.excess(problem.clip(problem.start + ranked.feet[torch.arange(cases, device=below.device), nearest]))
     reachable = torch.isfinite(ranked.distance).any(1) & (seen.abs() <= CREDIBLE * below.abs())
-    few, many = max(1, left // (2 * LONG)), max(1, left // (2 * SHORT))
+    few, many = max(1, left // (2 * LONG[problem.norm])), max(1, left // (2 * SHORT))
     chosen = ranked.in_running(many, HOPELESS)
     chosen = torch.where(reachable[:, None], chosen, ranked.in_running(few, torch.inf))
     owner, _ = ranked.pairs(chosen)
@@ -85,14 +85,14 @@ def nearest_of_all(
     # --- rounds: a share of the gradients each, divided among those who are left
     number = torch.bincount(owner, minlength=cases)
     rounds = 1 + torch.ceil(torch.log(number.double()) / math.log(KEPT) - 1e-9).long()
-    used, turn = torch.zeros_like(rounds), 0
+    used, turn, pace = torch.zeros_like(rounds), 0, first_pace(torch.as_tensor([left], device=below.device))
     gone: list[tuple[Approach, Tensor]] = []
     while len(owner):
         number = torch.bincount(owner, minlength=cases)
         part = torch.where(rounds - turn > 1, EARLY, 1.0)
         share = torch.floor(part * (left - used) / number.clamp_min(1)).long()
         before = state.gradients
-        state = approach(problem.select(owner), below[owner], state, share[owner])
+        state = approach(problem.select(owner), below[owner], state, share[owner], pace.expand(len(owner)))
         used = used.index_add(0, owner, state.gradients - before)
         turn = turn + 1
         stay = _nearest_quarter(state.promise, owner, number) & (turn < rounds[owner])
@@ -103,11 +103,7 @@ def nearest_of_all(
     state = replace(take(everything, best), gradients=used)
     # --- the last of it, on the contour itself
     answer = settle(problem, below, state, 1e-4, width=0.0 if last else ROUGH)
-    known = torch.nonzero(answer.success).flatten()
-    if last and len(known):
-        polish = search if problem.norm == 2.0 else refine
-        polished = polish(problem.select(known), answer.point[known], last, 1e-4)
-        answer = put(answer, known, better_of(take(answer, known), polished))
+    answer = polished(problem, answer, torch.ones_like(answer.success), last, 1e-4)
     return replace(answer, gradients=answer.gradients + spent, forwards=answer.forwards + 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from isoresponse.approach import QUIET, Approach, approach
+from isoresponse.approach import QUIET, Approach, approach, first_pace
 from isoresponse.contour import foot_of, refine, search
 from isoresponse.crossing import Problem, Solution, cross_ray, require_settings, rounding
 from isoresponse.loop import Status, failed, mark, put, take
@@ -104,15 +104,18 @@ def nearest(problem: Problem, first: Tensor, budget: int, rtol: float) -> Soluti
         last = budget // 4
         state = _around(problem, below, Approach.at(first), torch.full_like(below, max(budget - last - 1, 1)).long())
         answer = settle(problem, below, state, rtol)
-        known = torch.nonzero(answer.success & (answer.status != int(Status.ALREADY))).flatten()
-        if last == 0 or len(known) == 0:
+        todo = torch.nonzero(answer.status != int(Status.ALREADY)).flatten()
+        if last == 0 or len(todo) == 0:
             return answer
-        refined = refine(problem.select(known), answer.point[known], last, rtol)
-        return put(answer, known, better_of(take(answer, known), refined))
+        earlier, part = take(answer, todo), problem.select(todo)
+        refined = refine(part, torch.where(earlier.success[:, None], earlier.point, part.start), last, rtol)
+        second = replace(refined, status=torch.where(refined.success, refined.status, earlier.status)).blanked()
+        return put(answer, todo, better_of(earlier, second))
     found = search(problem, first, budget, rtol)
     left = budget - found.gradients
     ended = failed(found.status) & (found.status != int(Status.NOT_FINITE))
-    again = torch.nonzero((ended | (found.status == int(Status.STALLED))) & (left > QUIET)).flatten()
+    last = budget // 8
+    again = torch.nonzero((ended | (found.status == int(Status.STALLED))) & (left > QUIET + last)).flatten()
     if len(again) == 0:
         return found
     part = problem.select(again)
@@ -120,8 +123,8 @@ def nearest(problem: Problem, first: Tensor, budget: int, rtol: float) -> Soluti
     known = found.success[again]
     state = Approach.at(torch.where(known[:, None], found.point[again], part.start))
     state = replace(state, distance=torch.where(known, found.distance[again], state.distance))
-    second = settle(part, below, _around(part, below, state, left[again] - 1), rtol)
-    earlier = take(found, again)
+    second = settle(part, below, _around(part, below, state, left[again] - last - 1), rtol)
+    earlier, second = take(found, again), polished(part, second, ~known, last, rtol)
     # what the first search said of a case stands where the second finds nothing either
     second = replace(second, status=torch.where(second.success, second.status, earlier.status)).blanked()
     return put(found, again, better_of(earlier, second))
@@ -129,8 +132,18 @@ def nearest(problem: Problem, first: Tensor, budget: int, rtol: float) -> Soluti
 
 def _around(problem: Problem, below: Tensor, state: Approach, steps: Tensor) -> Approach:
     """Two approaches: most of the steps at a full pace, the rest from the best point at a small one."""
-    state = approach(problem, below, state, steps - steps // 3)
-    return approach(problem, below, state.again(), steps // 3, pace=0.5)
+    pace = first_pace(steps)
+    state = approach(problem, below, state, steps - steps // 3, pace)
+    return approach(problem, below, state.again(), steps // 3, 0.5 * pace)
+
+
+def polished(problem: Problem, solution: Solution, cases: Tensor, steps: int, rtol: float) -> Solution:
+    """`solution` after at most `steps` more gradients on the contour itself, for those of `cases` (mask) that are across."""
+    todo = torch.nonzero(solution.success & cases).flatten()
+    if steps < 1 or len(todo) == 0:
+        return solution
+    along, earlier = search if problem.norm == 2.0 else refine, take(solution, todo)
+    return put(solution, todo, better_of(earlier, along(problem.select(todo), earlier.point, steps, rtol)))
 
 
 def better_of(one: Solution, other: Solution) -> Solution:
