@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import nn
 
 from isoresponse.classifier import Classifier
+from isoresponse.masking import Alarm
 from isoresponse.neuron import Box
 from isoresponse.records import read_store
 from isoresponse.studies.folder import finished_folder
-from isoresponse.studies.measure import Settings, failures, intervals, measure, summary
+from isoresponse.studies.measure import Settings, dataset, failures, intervals, measure, summary, verdict
 from isoresponse.studies.report import write_report
 from isoresponse.studies.subject import Subject
+from isoresponse.studies.tables import report_tables
 
 pytest.importorskip("foolbox")
 
@@ -41,8 +44,13 @@ class Loads(HTMLParser):
 # --- a study
 
 
-def test_every_number_the_issue_asks_for_is_in_the_summary(study):
-    numbers = summary(study)
+@pytest.fixture(scope="module")
+def ordinary(study):
+    return summary(study)
+
+
+def test_every_number_the_issue_asks_for_is_in_the_summary(study, ordinary):
+    numbers = ordinary
     assert numbers["model"] == "digits-mlp"
     assert numbers["data"] == "digits"
     assert (numbers["cases"], numbers["seed"]) == (12, 3)
@@ -94,7 +102,7 @@ def test_stages_are_told_and_count_every_case(subject):
             return None
 
     measure(subject, Settings(cases=5, referee_steps=1, batch_size=2), stage=Bar)
-    assert len(told) == 6
+    assert len(told) == 7
     everything = len(subject.labels)
     assert told.pop("classify") == [everything, everything]
     assert set(map(tuple, told.values())) == {(5, 5)}
@@ -108,6 +116,8 @@ def test_bootstrap_intervals_hold_the_value_and_shrink_with_cases():
     assert narrow[0] < 0.0674 < narrow[1]  # median of |0.1 z|
     assert narrow[1] - narrow[0] < 0.5 * (wide[1] - wide[0])
     assert math.isnan(intervals(told[:9], found[:9], seed=1)["r2"][0])
+    equal = intervals(torch.ones(400), found, seed=1)  # saturated scores: every margin is one
+    assert all(math.isnan(end) for end in equal["spearman"])
 
 
 def test_settings_that_measure_nothing_are_refused():
@@ -153,8 +163,170 @@ def test_an_unattackable_model_has_success_zero_and_no_distance(constant, tmp_pa
     assert any("did not change" in note for note in numbers["notes"])
     table = read_store(tmp_path / "report" / "results.zarr")
     assert np.isnan(table["closest_adversary_distance"]).all()
-    assert "No perturbation was found" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "No perturbation was found by following the gradient for any of the 11 inputs" in page
+    assert numbers["masking"]["raised"] == ["vanishing"]
+    assert numbers["masking"]["with_any_search"] == {"found": 0, "cases": 11, "median_l2": None}
+    assert "for 0 of 11 inputs;\nwith the help of searches that use no gradient, for 0 of 11 inputs." in page
     assert ("closest_adversary", 11) in [(who, count) for who, _, count in failures(constant)]
+
+
+# --- models that hide their gradient
+
+
+class Turned(torch.autograd.Function):
+    """Nothing on the way there, the wrong sign on the way back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+HIDDEN = {  # planted round the built-in network; what each must at least raise
+    "staircase": (lambda net: lambda x: net((15 * x).round() / 15 + 1e-3 * x), {"derivative", "gradient-free"}),
+    "saturated": (lambda net: lambda x: (40 * net(x)).softmax(1), {"vanishing"}),
+    "turned": (lambda net: lambda x: net(Turned.apply(x)), {"derivative", "gradient-free", "unbounded"}),
+}
+ALARMS = ["derivative", "finite step", "vanishing", "repeatability", "gradient-free", "unbounded"]
+
+
+@pytest.fixture(scope="module")
+def hidden(subject):
+    """The study of a planted model and its summary, made once."""
+    made = {}
+
+    def study_of(name):
+        if name not in made:
+            logits = HIDDEN[name][0](subject.classifier.logits)
+            planted = replace(subject, classifier=replace(subject.classifier, logits=logits), model_name=name)
+            found = measure(planted, Settings(cases=24, seed=3, referee_steps=20))
+            made[name] = found, summary(found)
+        return made[name]
+
+    return study_of
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_hidden_gradient_raises_alarms_in_the_summary(hidden, name):
+    masking = hidden(name)[1]["masking"]
+    assert HIDDEN[name][1] <= set(masking["raised"])
+    assert [a["name"] for a in masking["alarms"]] == ALARMS
+    assert masking["raised"] == [a["name"] for a in masking["alarms"] if a["verdict"].startswith("ALARM: ")]
+    assert masking["with_any_search"]["found"] == masking["with_any_search"]["cases"] == 24
+    assert masking["with_gradients"]["found"] <= 24
+    assert 300 < masking["forwards"] < 700
+    assert masking["gradients"] == 2
+    assert masking["seconds"] > 0
+
+
+def test_an_ordinary_model_raises_no_alarm(ordinary):
+    masking = ordinary["masking"]
+    assert masking["raised"] == []
+    assert {a["verdict"] for a in masking["alarms"]} == {"no sign of masking"}
+    assert all((a["count"], a["cases"]) == (0, 12) for a in masking["alarms"])
+    assert masking["with_gradients"]["found"] == masking["with_any_search"]["found"] == 12
+    assert masking["with_any_search"]["median_l2"] <= masking["with_gradients"]["median_l2"]
+
+
+def test_what_a_turned_gradient_hides_is_found_at_its_distance():
+    """A straight boundary in the plane, so the true distances are known; the search by gradient walks away from it."""
+    way = torch.tensor([0.6, 0.8])
+    x = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    clf = Classifier(lambda z: (Turned.apply(z) - 0.5) @ torch.stack([way, -way], 1), (2,), 2, Box(0.0, 1.0))
+    planted = Subject(clf, nn.Identity(), x, clf.predict(x), "turned", "square")
+    masking = summary(measure(planted, Settings(cases=40, referee_steps=5)))["masking"]
+    exact = ((x - 0.5) @ way).abs()  # and the nearest point of the boundary is in the box, or beyond a corner
+    assert {"derivative", "gradient-free", "unbounded"} <= set(masking["raised"])
+    assert masking["with_any_search"]["median_l2"] == pytest.approx(float(exact.median()), rel=0.02)
+    assert masking["with_gradients"]["found"] < 20
+    assert math.isinf(masking["with_gradients"]["median_l2"])  # of all, not of those that were found
+
+
+@pytest.fixture(scope="module")
+def alarming(hidden, tmp_path_factory):
+    """The report on a model whose gradient leads nowhere."""
+    out = tmp_path_factory.mktemp("alarming") / "report"
+    study, _ = hidden("turned")
+    with finished_folder(out) as folder:
+        write_report(study, folder)
+    return out, study
+
+
+def test_an_alarm_stands_at_the_top_of_the_page_and_in_its_own_line(alarming):
+    out, study = alarming
+    page = (out / "index.html").read_text(encoding="utf-8")
+    numbers = strict(out / "summary.json")["masking"]
+    top = page.index('<p class="alarm"><b>ALARM: the sizes measured here must not be read as robustness.</b>')
+    assert page.index("</h1>") < top < page.index('<p class="headline">')
+    assert f"Raised: {', '.join(study.masking.raised)};" in page
+    assert 'href="#masking"' in page
+    assert page.count('<td class="raised">ALARM: ') == len(numbers["raised"]) > 0
+    assert page.index("Measured</h2>") < page.index('id="masking"') < page.index("What failed, and")
+    for row in numbers["alarms"]:
+        assert (
+            f"<td>{row['name']}</td><td>{row['measured']}</td><td>{row['count']} of {row['cases']} cases</td>" in page
+        )
+        assert row["verdict"] in page
+    found = numbers["with_gradients"]["found"]
+    assert f"perturbations are found for {found} of 24 inputs" in page
+    assert "for 24 of 24 inputs (half of all within" in page
+    assert found < 12
+    assert "half of 24 correctly classified inputs" not in page
+
+
+def test_every_case_of_every_alarm_is_stored(alarming):
+    out, study = alarming
+    table = read_store(out / "results.zarr")
+    assert table["masking_seen"].dims == ("alarm", "case")
+    assert list(table["alarm"].values) == ALARMS
+    assert table["masking_seen"].attrs["flag_meanings"] == "not_judged none seen"
+    seen = table["masking_seen"].sel(alarm="gradient-free").values
+    np.testing.assert_array_equal(seen == 2, study.masking["gradient-free"].flagged)
+    np.testing.assert_array_equal(table["masking_smallest"], study.masking.smallest)
+    assert table["masking_white_box"].attrs["units"] == "input"
+
+
+def test_the_terminal_says_so_too(hidden, ordinary, tmp_path, capsys):
+    turned = hidden("turned")[1]
+    for numbers, told in ((turned, "ALARM, unbounded: In "), (ordinary, "hidden gradient: none of 6 alarms raised")):
+        report_tables(numbers, tmp_path)
+        out = capsys.readouterr().out
+        assert told in out
+        assert out.count("ALARM, ") == len(numbers["masking"]["raised"])
+
+
+def test_batches_of_cases_give_one_report(subject, study):
+    again = measure(subject, Settings(cases=12, seed=3, referee_steps=1, batch_size=5)).masking
+    assert [a.name for a in again.alarms] == ALARMS
+    assert all(len(a.flagged) == len(a.judged) == 12 for a in again.alarms)
+    assert again.gradients == study.masking.gradients
+    assert len(again.smallest) == len(again.white_box) == 12
+    torch.testing.assert_close(again.white_box, study.masking.white_box, rtol=1e-3, atol=0)
+
+
+def test_a_study_may_have_no_alarms(study):
+    bare = replace(study, masking=None)
+    assert summary(bare)["masking"] is None
+    assert not {"masking_seen", "alarm"} & set(dataset(bare).variables)
+
+
+@pytest.mark.parametrize(
+    ("count", "cases", "words"),
+    [
+        (200, 200, r"ALARM: A search that follows gradients has no direction: .* dead units\."),
+        (0, 200, r"no sign of masking"),
+        (2, 200, r"no sign of masking"),  # 0.3 to 3.6 %, below the limit of 5 %
+        (2, 12, r"undecided: seen, but too few cases tell whether it is above the limit"),  # 4.7 to 44.8 %
+        (0, 0, r"not judged\. No case could be judged: .*"),
+    ],
+)
+def test_verdicts_are_plain_words(count, cases, words):
+    alarm = Alarm("vanishing", torch.arange(200) < count, torch.arange(200) < cases)
+    assert re.fullmatch(words, verdict(alarm))
 
 
 # --- the report
@@ -187,9 +359,17 @@ def test_the_page_loads_nothing(report):
     assert not {"script", "link", "iframe", "object", "embed"} & set(seen.tags)
 
 
-def test_the_summary_is_strict_json_with_its_origin(report, study):
+def test_an_ordinary_page_says_what_was_looked_for_and_raises_nothing(report):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert "ALARM" not in page
+    assert 'class="alarm"' not in page
+    assert page.count("<td>no sign of masking</td>") == 6
+    assert page.count("robust") == 1  # in the title of the essay
+
+
+def test_the_summary_is_strict_json_with_its_origin(report, ordinary):
     numbers = strict(report / "summary.json")
-    told = summary(study)["prediction"]["order2"]["spearman"]
+    told = ordinary["prediction"]["order2"]["spearman"]
     assert numbers["prediction"]["order2"]["spearman"] == pytest.approx(told)
     assert numbers["provenance"]["settings"]["referee_steps"] == 20
     page = (report / "index.html").read_text(encoding="utf-8")

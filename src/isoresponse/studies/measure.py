@@ -1,4 +1,5 @@
-"""The study behind a report: the same inputs predicted from geometry and measured by two independent attacks.
+"""The study behind a report: the same inputs predicted from geometry and measured by two independent attacks, and alarms
+that say whether the model hides its gradient from both.
 
 `measure` computes, `summary` says it in numbers with their intervals, `dataset` keeps every case. Nothing here
 draws or writes.
@@ -6,10 +7,11 @@ draws or writes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +24,8 @@ from isoresponse.attacks import foolbox_module, from_foolbox
 from isoresponse.checks import NeuronCheck, check_neuron
 from isoresponse.classifier import OnCases
 from isoresponse.crossing import Solution
-from isoresponse.loop import Status, count_statuses, join
+from isoresponse.loop import Status, count_statuses, join, take
+from isoresponse.masking import Alarm, MaskingReport, masking_alarms
 from isoresponse.records import to_dataset, versions
 from isoresponse.studies.sizes import perturbation_sizes
 from isoresponse.studies.subject import Subject
@@ -73,6 +76,7 @@ class Study:
     predicted: dict[int, Prediction] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    masking: MaskingReport | None = None
 
     @property
     def smallest(self) -> Tensor:
@@ -133,8 +137,27 @@ def measure(subject: Subject, settings: Settings, *, stage: Stage = silent) -> S
         study.measured[OURS] = classifier.closest_adversary(
             x, labels, batch_size=settings.batch_size, on_cases=on_cases
         )
+    study = replace(study, masking=_masking(study, stage))
     _referee(study, stage)
     return study
+
+
+def _masking(study: Study, stage: Stage) -> MaskingReport:
+    """Whether our own measurements can be believed; a batch of cases at a time, as in the rest of the study."""
+    answer, reports = study.measured[OURS], []
+    generator = torch.Generator().manual_seed(study.settings.seed)
+    every = torch.arange(len(study.x), device=study.x.device)
+    with _timed(study, "masking"), stage("look for hidden gradients", len(study.x)) as on_cases:
+        # of equal size: each needs inputs of several classes
+        for some in every.tensor_split(math.ceil(len(every) / study.settings.batch_size)):
+            x, labels = study.x[some], study.labels[some]
+            reports.append(masking_alarms(study.subject.classifier, x, labels, take(answer, some), generator=generator))
+            on_cases(len(some))
+    alarms = tuple(join(list(same)) for same in zip(*(r.alarms for r in reports), strict=True))
+    forwards, gradients = (
+        sum(getattr(r, n) * len(r.smallest) for r in reports) / len(every) for n in ("forwards", "gradients")
+    )
+    return replace(join(reports), alarms=alarms, forwards=forwards, gradients=gradients)
 
 
 def _referee(study: Study, stage: Stage) -> None:
@@ -185,7 +208,13 @@ def intervals(predicted: Tensor, measured: Tensor, *, seed: int, resamples: int 
         return {name: [float("nan"), float("nan")] for name in AGREEMENT}
     draws = torch.randint(len(told), (resamples, len(told)), generator=torch.Generator().manual_seed(seed))
     again = [compare(told[draw], found[draw]) for draw in draws]
-    return {n: np.nanquantile([getattr(c, n) for c in again], [0.025, 0.975]).tolist() for n in AGREEMENT}
+    return {n: _middle([getattr(c, n) for c in again]) for n in AGREEMENT}
+
+
+def _middle(values: list[float]) -> list[float]:
+    """Between which 95 % of them lie; NaN where none is a number, as for the ranks of predictions that are all equal."""
+    numbers = np.asarray([v for v in values if v == v])
+    return np.quantile(numbers, [0.025, 0.975]).tolist() if len(numbers) else [float("nan"), float("nan")]
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -215,6 +244,7 @@ def summary(study: Study) -> dict[str, Any]:
             "median_rms": _median(sizes.rms), "median_grey_levels": _median(sizes.grey_levels),
             "survives_8bit": float(sizes.survives_8bit[found].double().mean()) if bool(found.any()) else float("nan"),
         },
+        "masking": None if study.masking is None else _masking_summary(study.masking, study.seconds["masking"]),
         "left_out": study.left_out,
         "notes": [*study.check.notes, *score_notes(study)],
         "versions": versions(),
@@ -250,6 +280,33 @@ def _attack_summary(solution: Solution, seconds: float, reference: Tensor) -> di
     }
 
 
+def _masking_summary(report: MaskingReport, seconds: float) -> dict[str, Any]:
+    """Every alarm with its verdict, and what was found with the gradient and by any search."""
+
+    def told(size: Tensor) -> dict[str, Any]:
+        judged = size[~size.isnan()]
+        # of all cases: infinite where most have no answer
+        return {"found": int(judged.isfinite().sum()), "cases": len(judged), "median_l2": _median_of_all(judged)}
+
+    return {
+        "raised": list(report.raised),
+        "alarms": [{**a.numbers(), "measured": a.measured, "verdict": verdict(a)} for a in report.alarms],
+        "with_gradients": told(report.white_box), "with_any_search": told(report.smallest),
+        "forwards": report.forwards, "gradients": report.gradients, "seconds": seconds,
+    }  # fmt: skip
+
+
+def verdict(alarm: Alarm) -> str:
+    """What an alarm says, in words that never call a model robust."""
+    if alarm.raised:
+        return f"ALARM: {alarm.sentence.removeprefix(f'In {alarm.count} of {alarm.cases} cases {alarm.measured}. ')}"
+    if alarm.cases == 0:
+        return f"not judged. {alarm.sentence}"
+    if alarm.count and alarm.interval[1] > alarm.limit:
+        return "undecided: seen, but too few cases tell whether it is above the limit"
+    return "no sign of masking"
+
+
 def dataset(study: Study) -> xr.Dataset:
     """Every case with its input, adversarial input, predictions, measurements and statuses."""
     shape_dims = ("channel", "height", "width") if study.x.ndim == 4 else None
@@ -269,10 +326,22 @@ def dataset(study: Study) -> xr.Dataset:
         },
         coords={"case": ("case", study.index.cpu().numpy(), {"long_name": "position in the data"})},
     )
+    if study.masking is not None:
+        parts += [to_dataset(study.masking).rename(_prefixed(study.masking, "masking")), _alarms_by_case(study.masking)]
     return xr.merge([own, *parts], combine_attrs="drop_conflicts")
 
 
-def _prefixed(result: Solution | Prediction, prefix: str) -> dict[str, str]:
+def _alarms_by_case(report: MaskingReport) -> xr.Dataset:
+    seen = torch.stack([a.judged.to(torch.int8) + a.flagged.to(torch.int8) for a in report.alarms])
+    attrs = {
+        "units": "1", "long_name": "whether there is a sign of a hidden gradient", "flag_values": [0, 1, 2],
+        "flag_meanings": "not_judged none seen",
+    }  # fmt: skip
+    names = ("alarm", [a.name for a in report.alarms], {"long_name": "what the alarm is about"})
+    return xr.Dataset({"masking_seen": (("alarm", "case"), seen.cpu().numpy(), attrs)}, coords={"alarm": names})
+
+
+def _prefixed(result: Solution | Prediction | MaskingReport, prefix: str) -> dict[str, str]:
     return {str(name): f"{prefix}_{name}" for name in to_dataset(result).data_vars}
 
 
@@ -291,6 +360,10 @@ def failures(study: Study) -> list[tuple[str, str, int]]:
 
 def _mean(values: Tensor) -> float:
     return float(values.double().mean()) if len(values) else float("nan")
+
+
+def _median_of_all(values: Tensor) -> float:
+    return float(values.median()) if len(values) else float("nan")
 
 
 def _median(values: Tensor) -> float:

@@ -52,6 +52,12 @@ def report_tables(numbers: dict[str, Any], out: Path) -> None:
     console.print(
         "ratio: to the smallest found by any attack; grad., forw.: gradients and forward passes per case", style="dim"
     )
+    if masking := numbers["masking"]:
+        for alarm in masking["alarms"]:
+            if alarm["raised"]:
+                console.print(f"ALARM, {alarm['name']}: {alarm['sentence']}", style="bold red", markup=False)
+        if not masking["raised"]:
+            console.print(f"hidden gradient: none of {len(masking['alarms'])} alarms raised", style="dim")
     for name, reason in numbers["left_out"].items():
         console.print(f"not measured, {ATTACK_NAMES.get(name, name)}: {reason}", markup=False)
     for note in numbers["notes"]:
