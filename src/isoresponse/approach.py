@@ -30,7 +30,10 @@ from isoresponse.loop import Status, iterate, mark, status_tensor
 from isoresponse.norms import nearest_in_plane, size
 
 MEMORY = 0.7  # share of the running mean that each gradient leaves in place
-STRIDE, CALMER = 0.85, 0.2  # the first part of the way to the plane that is taken: STRIDE / (gradients in all)^CALMER ...
+STRIDE, CALMER = (
+    0.85,
+    0.2,
+)  # the first part of the way to the plane that is taken: STRIDE / (gradients in all)^CALMER ...
 LEAST_PACE = 0.05  # ... and the part that is taken in the end
 BEYOND = 0.1  # aimed at beyond the level, in units of the gap at the start; and its least and largest value
 LEAST_BEYOND, MOST_BEYOND = 0.003, 2.0
@@ -162,15 +165,19 @@ def _step(problem: Problem, below: Tensor, s: Approach, pace: Tensor, patience: 
 
 def _out_of_the_flat(problem: Problem, turn: Tensor) -> Tensor:
     """Where to look (case, n) while every gradient was zero: along signs without a pattern, there and back, ever farther."""
-    start, n = problem.start, problem.start.shape[1]
+    start = problem.start
     there = torch.div(turn, 2, rounding_mode="floor")
-    element = torch.arange(1, n + 1, device=start.device, dtype=torch.float64)
-    # a Weyl sequence, another one for every pair of turns
-    place = torch.remainder(element * element * 0.6180339887498949 * (1 + there)[:, None].sqrt(), 1.0)
-    signs = torch.where((place < 0.5) == (turn % 2 == 0)[:, None], 1.0, -1.0).to(start)
+    signs = signs_without_pattern(1 + there, start) * torch.where(turn % 2 == 0, 1, -1)[:, None]
     down, up = problem.room(start)
     room = torch.where(signs > 0, up, -down)
     unbounded = start.abs().amax(1, keepdim=True).clamp_min(1.0)
     part = (NEAR * FARTHER ** there.to(start.dtype))[:, None]
     reach = torch.where(torch.isfinite(room), part.clamp(max=1.0) * room, part * unbounded)
     return problem.clip(start + signs * reach)
+
+
+def signs_without_pattern(number: Tensor, like: Tensor) -> Tensor:
+    """Signs (case, n), as `like` is, from a Weyl sequence, another one for every `number` (case,) from 1 on: always the same."""
+    element = torch.arange(1, like.shape[1] + 1, device=like.device, dtype=torch.float64)
+    place = torch.remainder(element * element * 0.6180339887498949 * number[:, None].sqrt(), 1.0)
+    return torch.where(place < 0.5, 1.0, -1.0).to(like)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from isoresponse.approach import Approach, approach, first_pace
+from isoresponse.approach import Approach, approach, first_pace, signs_without_pattern
 from isoresponse.crossing import Problem, Solution
 from isoresponse.loop import failed, join, take
 from isoresponse.norms import nearest_in_plane
-from isoresponse.solve import elsewhere, polished, settle
+from isoresponse.solve import elsewhere, far_end, polished, settle
 from isoresponse.susceptibility import first_order_status
 
 CANDIDATES = 9  # rivals, by score, whose first-order distance is computed
@@ -28,6 +28,7 @@ HOPELESS = 3.0  # a rival this many times farther than the nearest, to first ord
 SHORT = 4  # least gradients of a first approach where the first order reaches the boundary ...
 LONG = {2.0: 12, 1.0: 25, math.inf: 25}  # ... and where it does not: from corner to corner they come closer more slowly
 CREDIBLE = 0.7  # a first-order foot is believed where it leaves less than this part of the gap in response
+WIDE, MOST_WIDE = 60, 8  # one further place, across the box, is approached per so many gradients; and at most so many
 KEPT = 4  # one in so many goes on to the next round
 EARLY = 0.85  # part of what is left that each round but the last may spend
 LAST = 16  # gradients of the last search, on the contour itself
@@ -77,9 +78,12 @@ def nearest_of_all(
     chosen = torch.where(reachable[:, None], chosen, ranked.in_running(few, torch.inf))
     owner, _ = ranked.pairs(chosen)
     first = problem.start[owner] + ranked.feet[chosen]
-    if starts > 0:
-        far = [elsewhere(problem, ranked.distance.amin(1).nan_to_num(posinf=1.0), generator) for _ in range(starts)]
-        owner = torch.cat([owner, *[torch.arange(cases, device=owner.device)] * starts])
+    wide = min(left // WIDE, MOST_WIDE)
+    if starts + wide > 0:
+        reach, number = ranked.distance.amin(1).nan_to_num(posinf=1.0), torch.ones_like(nearest)
+        far = [elsewhere(problem, reach, generator) for _ in range(starts)]
+        far += [far_end(problem, reach, signs_without_pattern((1 + k) * number, problem.start)) for k in range(wide)]
+        owner = torch.cat([owner, *[torch.arange(cases, device=owner.device)] * len(far)])
         first = torch.cat([first, *far])
     state = Approach.at(problem.clip(first))
     # --- rounds: a share of the gradients each, divided among those who are left

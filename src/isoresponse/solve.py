@@ -155,9 +155,13 @@ def better_of(one: Solution, other: Solution) -> Solution:
 
 
 def elsewhere(problem: Problem, reach: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The far end (case, n) of a random direction: of the box, or four times `reach` away where there is none."""
+    """The far end (case, n) of a random direction."""
     draws = torch.randn(problem.start.shape, generator=generator, dtype=problem.start.dtype)
-    direction = draws.to(problem.start.device)
+    return far_end(problem, reach, draws.to(problem.start.device))
+
+
+def far_end(problem: Problem, reach: Tensor, direction: Tensor) -> Tensor:
+    """Where the box ends (case, n) along the signs of `direction`, or four times `reach` along it where there is no bound."""
     down, up = problem.room(problem.start)
     room = torch.where(direction > 0, up, -down)
     bounded = torch.isfinite(room)
