@@ -28,6 +28,7 @@ def results():
     flat = known.neuron
     neuron = iso.Neuron(lambda x, *g: flat.response(x.flatten(1), *g), SHAPE, given=flat.given)
     one = iso.Neuron(lambda x: x.flatten(1).square().sum(1), SHAPE, iso.Box(-1.0, 1.0))
+    two = iso.Neuron(lambda x: x.square().sum(1), (2,), iso.Box(-1.0, 1.0))
     x = known.x.reshape(3, *SHAPE)
     jet = iso.exact_jet(neuron, x)
     plane = iso.Plane.spanning(x[0], x[1], x[2])
@@ -61,6 +62,14 @@ def results():
         iso.section_curvature(neuron, x, iso.plane_basis(x, x.flip(-1))),
         iso.gradient_path(neuron, x, known.level, knots=4),
         iso.most_exciting_input(one, generator=seed, starts=2, center=x[0]),
+        iso.adversarial_subspace(neuron, x, known.level, dims=2, budget=40, generator=seed),
+        iso.local_against_global(clf, inputs, clf.predict(inputs), budget=20, starts=2, generator=seed),
+        iso.closest_point_on_grid(two, torch.zeros(2, 2, dtype=torch.float64), 0.5),
+        iso.sampled_mass(neuron, x, known.level, 1.0, samples=50, generator=seed),
+        iso.predicted_mass(neuron, x, known.level, 1.0, generator=seed),
+        iso.second_order_mass(torch.ones(2), torch.zeros(2, 3)),
+        iso.adversarial_fraction(neuron, x, known.level, 1.0, samples=50, generator=seed),
+        iso.increasing_share(one, 0.1 * x[:1], samples=50, generator=seed),
         plane,
         iso.response_surface(one, plane, x=(0.0, 1.0), y=(0.0, 1.0), size=3),
     ]
@@ -92,9 +101,8 @@ def test_every_tensor_of_a_result_becomes_a_variable_with_dims_units_and_descrip
         value, variable = getattr(result, field_name), table[field_name]
         assert variable.shape == tuple(value.shape)
         np.testing.assert_array_equal(variable.values, value.numpy())
-        expected = [
-            d for dim in f.metadata["dims"] for d in (("input_0", "input_1", "input_2") if dim == "*shape" else (dim,))
-        ]
+        shape = [f"input_{k}" for k in range(value.ndim - len(f.metadata["dims"]) + 1)]
+        expected = [d for dim in f.metadata["dims"] for d in (shape if dim == "*shape" else (dim,))]
         assert list(variable.dims) == expected
         assert variable.attrs["units"]
         assert len(variable.attrs["long_name"]) > 5

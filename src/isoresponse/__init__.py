@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isoresponse.attacks import Attack, FoolboxAttack, from_foolbox
     from isoresponse.checks import NeuronCheck, check_neuron
+    from isoresponse.chords import chord_jet
     from isoresponse.classifier import Classifier
     from isoresponse.crossing import Solution
+    from isoresponse.cuts import curvatures_within
     from isoresponse.directions import attack_directions, comparison_directions, phase_shifted, random_directions
     from isoresponse.distribution import (
         CurvatureSpectrum,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     )
     from isoresponse.exciting import MostExciting, most_exciting_input
     from isoresponse.foolbox_attack import closest_adversary_attack
+    from isoresponse.fraction import Fraction, Share, adversarial_fraction, increasing_share
     from isoresponse.geometry import (
         Curvatures,
         FlatHessianWarning,
@@ -37,20 +40,34 @@ if TYPE_CHECKING:
         shape_operator,
         subspace_curvatures,
     )
+    from isoresponse.grid import GridSolution, closest_point_on_grid
     from isoresponse.hooks import units
     from isoresponse.jets import Jet, JetBuilder, exact_jet, secant_jet, smoothed_jet
     from isoresponse.krylov import krylov_jet
     from isoresponse.lattice import LatticeSolution, on_lattice
+    from isoresponse.lines import line_mass
     from isoresponse.loop import Status
     from isoresponse.masking import Alarm, MaskingReport, masking_alarms
+    from isoresponse.mass import (
+        PredictedMass,
+        SecondOrderMass,
+        jointly,
+        predicted_joint_mass,
+        predicted_mass,
+        second_order_mass,
+    )
+    from isoresponse.multistart import LocalGlobal, local_against_global
     from isoresponse.neuron import Box, Neuron
     from isoresponse.newton import to_level
+    from isoresponse.noise import Mass, sampled_mass
     from isoresponse.operators import SymmetricOperator
     from isoresponse.paiton2020 import PublishedCurvatures, published_curvatures
     from isoresponse.paths import Path, gradient_path, iso_walk
     from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point
+    from isoresponse.subset import subset_mass
+    from isoresponse.subspace import AdversarialSubspace, adversarial_subspace
     from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
     from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance, propose_scale
     from isoresponse.trace import AttackTrace, trace_attack
@@ -58,22 +75,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "attacks": (
-        "Attack",
-        "FoolboxAttack",
-        "from_foolbox",
-    ),
-    "checks": (
-        "NeuronCheck",
-        "check_neuron",
-    ),
+    "attacks": ("Attack", "FoolboxAttack", "from_foolbox"),
+    "checks": ("NeuronCheck", "check_neuron"),
+    "chords": ("chord_jet",),
     "classifier": ("Classifier",),
     "crossing": ("Solution",),
+    "cuts": ("curvatures_within",),
     "directions": ("attack_directions", "comparison_directions", "phase_shifted", "random_directions"),
-    "exciting": (
-        "MostExciting",
-        "most_exciting_input",
-    ),
     "distribution": (
         "CurvatureSpectrum",
         "MeanCurvature",
@@ -82,7 +90,9 @@ _HOME = {
         "mean_curvature",
         "taxonomy",
     ),
+    "exciting": ("MostExciting", "most_exciting_input"),
     "foolbox_attack": ("closest_adversary_attack",),
+    "fraction": ("Fraction", "Share", "adversarial_fraction", "increasing_share"),
     "geometry": (
         "Curvatures",
         "FlatHessianWarning",
@@ -94,50 +104,41 @@ _HOME = {
         "shape_operator",
         "subspace_curvatures",
     ),
+    "grid": ("GridSolution", "closest_point_on_grid"),
     "hooks": ("units",),
-    "jets": (
-        "Jet",
-        "JetBuilder",
-        "exact_jet",
-        "secant_jet",
-        "smoothed_jet",
-    ),
+    "jets": ("Jet", "JetBuilder", "exact_jet", "secant_jet", "smoothed_jet"),
     "krylov": ("krylov_jet",),
     "lattice": ("LatticeSolution", "on_lattice"),
+    "lines": ("line_mass",),
     "loop": ("Status",),
-    "neuron": (
-        "Box",
-        "Neuron",
-    ),
     "masking": ("Alarm", "MaskingReport", "masking_alarms"),
+    "mass": (
+        "PredictedMass",
+        "SecondOrderMass",
+        "jointly",
+        "predicted_joint_mass",
+        "predicted_mass",
+        "second_order_mass",
+    ),
+    "multistart": ("LocalGlobal", "local_against_global"),
+    "neuron": ("Box", "Neuron"),
+    "newton": ("to_level",),
+    "noise": ("Mass", "sampled_mass"),
     "operators": ("SymmetricOperator",),
     "paiton2020": ("PublishedCurvatures", "published_curvatures"),
-    "paths": (
-        "Path",
-        "gradient_path",
-        "iso_walk",
-    ),
-    "planes": (
-        "Plane",
-        "ResponseSurface",
-        "contours",
-        "response_surface",
-    ),
+    "paths": ("Path", "gradient_path", "iso_walk"),
+    "planes": ("Plane", "ResponseSurface", "contours", "response_surface"),
     "sections": ("SectionCurvature", "plane_basis", "sagitta_curvature", "section", "section_curvature"),
-    "newton": ("to_level",),
     "solve": ("closest_point",),
+    "subset": ("subset_mass",),
+    "subspace": ("AdversarialSubspace", "adversarial_subspace"),
     "survey": ("PlaneSurvey", "SurveyGrid", "survey_planes"),
-    "susceptibility": (
-        "Comparison",
-        "Prediction",
-        "compare",
-        "predict_distance",
-        "propose_scale",
-    ),
+    "susceptibility": ("Comparison", "Prediction", "compare", "predict_distance", "propose_scale"),
     "trace": ("AttackTrace", "trace_attack"),
 }
 
 __all__ = [
+    "AdversarialSubspace",
     "Alarm",
     "Attack",
     "AttackTrace",
@@ -148,11 +149,15 @@ __all__ = [
     "Curvatures",
     "FlatHessianWarning",
     "FoolboxAttack",
+    "Fraction",
+    "GridSolution",
     "Jet",
     "JetBuilder",
     "LatticeSolution",
     "LocalGeometry",
+    "LocalGlobal",
     "MaskingReport",
+    "Mass",
     "MeanCurvature",
     "MostExciting",
     "Neuron",
@@ -161,28 +166,40 @@ __all__ = [
     "Path",
     "Plane",
     "PlaneSurvey",
+    "PredictedMass",
     "Prediction",
     "PublishedCurvatures",
     "ResponseSurface",
+    "SecondOrderMass",
     "SectionCurvature",
+    "Share",
     "Solution",
     "Status",
     "SurveyGrid",
     "SymmetricOperator",
     "Taxonomy",
+    "adversarial_fraction",
+    "adversarial_subspace",
     "attack_directions",
     "check_neuron",
+    "chord_jet",
     "closest_adversary_attack",
     "closest_point",
+    "closest_point_on_grid",
     "compare",
     "comparison_directions",
     "contours",
     "curvature_spectrum",
+    "curvatures_within",
     "exact_jet",
     "from_foolbox",
     "gradient_path",
+    "increasing_share",
     "iso_walk",
+    "jointly",
     "krylov_jet",
+    "line_mass",
+    "local_against_global",
     "local_geometry",
     "masking_alarms",
     "mean_curvature",
@@ -192,17 +209,22 @@ __all__ = [
     "phase_shifted",
     "plane_basis",
     "predict_distance",
+    "predicted_joint_mass",
+    "predicted_mass",
     "principal_curvatures",
     "propose_scale",
     "published_curvatures",
     "random_directions",
     "response_surface",
     "sagitta_curvature",
+    "sampled_mass",
     "secant_jet",
+    "second_order_mass",
     "section",
     "section_curvature",
     "shape_operator",
     "smoothed_jet",
+    "subset_mass",
     "subspace_curvatures",
     "survey_planes",
     "taxonomy",
