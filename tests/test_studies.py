@@ -242,8 +242,8 @@ def test_what_a_turned_gradient_hides_is_found_at_its_distance():
     exact = ((x - 0.5) @ way).abs()  # and the nearest point of the boundary is in the box, or beyond a corner
     assert {"derivative", "gradient-free", "unbounded"} <= set(masking["raised"])
     assert masking["with_any_search"]["median_l2"] == pytest.approx(float(exact.median()), rel=0.02)
-    assert masking["with_gradients"]["found"] < 20
-    assert math.isinf(masking["with_gradients"]["median_l2"])  # of all, not of those that were found
+    assert masking["with_gradients"]["found"] < masking["with_any_search"]["found"] == 40
+    assert masking["with_gradients"]["median_l2"] > 2 * masking["with_any_search"]["median_l2"]
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_an_alarm_stands_at_the_top_of_the_page_and_in_its_own_line(alarming):
     found = numbers["with_gradients"]["found"]
     assert f"perturbations are found for {found} of 24 inputs" in page
     assert "for 24 of 24 inputs (half of all within" in page
-    assert found < 12
+    assert found < 24
     assert "half of 24 correctly classified inputs" not in page
 
 
