@@ -223,9 +223,7 @@ def claims(dataset: xr.Dataset, *, seed: int = 0) -> tuple[Claim, ...]:
             ))  # fmt: skip
         if key == "iso_response":
             for model in dataset.model.values[lca].tolist():
-                says = (
-                    f"(ours) {model}: so it is on the half of the comparison planes that the published fit leaves out"
-                )
+                says = f"(ours) {model}: exo-origin too on the half of the comparison planes that the published fit leaves out"
                 made.append(_outward(says, other[key].sel(model=model), flat))
     order = sorted(dataset.model.values[lca].tolist(), key=lambda m: float(dataset.overcompleteness.sel(model=m)))
     for key, words in _GROWING:

@@ -2,7 +2,9 @@
 
 The steepest path raises a response as fast as the contours allow. For a pointwise unit it is a straight line along the weight,
 and what is not along the weight stays as it is. For a unit of sparse coding it bends where contours bend. Both kinds of units
-have the same weights and threshold, start at the same input where both respond, and gain the same response.
+have the same weights and threshold, start at the same input where both respond, and gain the same response. Units start
+twice: from inputs as near to the weight as the toy's start, away from it towards a neighbouring unit's weight; and from
+natural patches.
 
 **Full settings are meant for a GPU**: patches of 16 x 16, 2x overcomplete, 100 units with 10 patches each. `--quick`: patches
 of 10 x 10, some units and patches; minutes on 2 cores.
@@ -19,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Generator, Tensor, nn
 
+from isoresponse.directions import comparison_directions
 from isoresponse.exciting import most_exciting_input
 from isoresponse.models.basic import LinearNonlinear
 from isoresponse.models.lca import LCA
@@ -29,13 +32,14 @@ from isoresponse.studies.experiment import Outcome
 from isoresponse.studies.materials import natural_patches, trained_dictionary, units_of
 from isoresponse.studies.measure import Stage, silent
 from isoresponse.studies.natural_selectivity import responses
-from isoresponse.studies.neuron_results import POINTWISE, SPARSE, Example, outcome
+from isoresponse.studies.neuron_results import NEAR, PATCH, POINTWISE, SPARSE, Example, outcome
 
 NAME = "neuron-attack"
 TOY_SPARSITY, TOY_LEVEL = 0.05, 0.2  # as in the paper, and the response on the axis at 0.25
 TOY_START = (0.10, 0.05)
 LEAK = 1e-3  # of the weight's own drive, added in search of the MEI: a silent unit has no way up
 MEI_STEPS = 100
+NEAR_START = (0.5, 0.25)  # mean lengths along the weight and across it: the angle of the toy's start
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,12 @@ def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage
         seed=seed, stage=stage,
     )  # fmt: skip
     shown = natural_patches(data, settings.size, settings.shown, seed=seed + 1).x.double().flatten(1)
-    dataset, example = real_paths(
+    dataset, examples = real_paths(
         models(dictionary, settings.sparsity), dictionary, shown, settings, unit=found.norm, seed=seed, stage=stage
     )
     toy_data, toy_example = toy()
     both = xr.merge([dataset, toy_data.rename({v: f"toy_{v}" for v in toy_data.data_vars})], join="outer")
-    return outcome(both, toy_example, example, seed=seed).about(
+    return outcome(both, {"toy": toy_example, **examples}, seed=seed).about(
         data=found.name, seed=seed, quick=quick, **asdict(settings), input_units_per_mean_length=found.norm
     )
 
@@ -98,7 +102,7 @@ def toy() -> tuple[xr.Dataset, Example]:
     neurons, walks, rows = {}, {}, []
     for kind, module in models(dictionary, TOY_SPARSITY).items():
         neurons[kind] = Neuron.of(module, 0, shape=(2,), name=f"{kind}, element 0")
-        walks[kind] = gradient_path(neurons[kind], start, TOY_LEVEL, knots=41)
+        walks[kind] = gradient_path(neurons[kind], start, TOY_LEVEL, knots=21)
         rows.append(described(walks[kind], dictionary[:, 0], dictionary[:, 0]).expand_dims(model=[kind]))
     table = xr.concat(rows, "model", combine_attrs="override").isel(start=0).rename({"knot": "toy_knot"})
     return table, Example(
@@ -115,10 +119,12 @@ def real_paths(
     unit: float,
     seed: int = 0,
     stage: Stage = silent,
-) -> tuple[xr.Dataset, Example]:
-    """Paths of random units from natural patches, dims (model, neuron, start, knot), and one of them for the figure.
+) -> tuple[xr.Dataset, dict[str, Example]]:
+    """Paths of random units, dims (model, neuron, start, knot), and one of each family of starts for the figure.
 
-    Starts are the patches to which the LCA unit responds most like its median response, of those it responds to.
+    Starts are half a mean length along the weight and a quarter towards the weights of the nearest other units (`family`
+    "near the weight"), and the patches to which the LCA unit responds most like its median response, of those it responds
+    to ("natural patches").
 
     Parameters
     ----------
@@ -140,36 +146,51 @@ def real_paths(
     chosen = usable[torch.randperm(len(usable), generator=generator)[: settings.neurons]].tolist()
     if not chosen:
         raise ValueError(f"no unit responds to {settings.starts} of {len(patches)} patches; give more patches.")
-    rows, examples = [], []
-    gain = settings.gain * unit
+    rows, drawn = [], []
+    gain, kinds = settings.gain * unit, (SPARSE, POINTWISE)
     with stage("steepest paths", len(chosen), "unit") as on_done:
         for k in chosen:
-            own = activity[:, k]
+            weight, own = weights[:, k], activity[:, k]
             middle = own[own > 0].median()
-            x = patches[(own - middle).abs().masked_fill(own <= 0, torch.inf).argsort()[: settings.starts]]
-            both, drawn = [], {}
-            for kind in (SPARSE, POINTWISE):
+            natural = patches[(own - middle).abs().masked_fill(own <= 0, torch.inf).argsort()[: settings.starts]]
+            x = torch.cat([_near(weights, k, settings.starts, unit), natural])
+            both, walks = [], {}
+            for kind in kinds:
                 neuron = Neuron.of(units[kind], k, shape=(len(weights),), name=f"{kind} unit {k}")
                 walk = gradient_path(neuron, x, neuron.value(x) + gain, knots=settings.knots)
-                mei, above = _mei(neuron, weights[:, k], unit, settings, seed)
-                both.append(described(walk, weights[:, k], mei).assign(
-                    mei_to_weight=((), _angle(mei, weights[:, k]).item(), {
+                mei, above = _mei(neuron, weight, unit, settings, seed)
+                both.append(described(walk, weight, mei).assign(
+                    mei_to_weight=((), _angle(mei, weight).item(), {
                         "units": "degree", "long_name": "angle between the measured MEI and the weight",
                     }),
                     mei_gain=((), above, {"units": "1", "long_name": "response to the measured MEI over that to the weight"}),
                 ).expand_dims(model=[kind]))  # fmt: skip
-                drawn[kind] = (neuron, walk.points[0])
-            one = xr.concat(both, "model", combine_attrs="override").assign(unit=((), k))
-            rows.append(one)
-            examples.append(Example({n: d[0] for n, d in drawn.items()}, {n: d[1] for n, d in drawn.items()}, weights[:, k],
-                                    f"unit {k} of {weights.shape[1]}, a natural patch"))  # fmt: skip
+                walks[kind] = (neuron, walk.points)
+            rows.append(xr.concat(both, "model", combine_attrs="override").assign(unit=((), k)))
+            drawn.append(walks)
             on_done(1)
+    family = [NEAR] * settings.starts + [PATCH] * settings.starts
     dataset = xr.concat(rows, "neuron", combine_attrs="override").assign_coords(
-        gained=("knot", np.linspace(0, gain, settings.knots), {"units": "response", "long_name": "response gained"})
-    )
-    turned = dataset.off_axis.sel(model=SPARSE).isel(knot=-1, start=0).values
-    typical = np.nanargmin(np.abs(turned - np.nanmedian(turned))) if np.isfinite(turned).any() else 0
-    return dataset, examples[int(typical)]
+        gained=("knot", np.linspace(0, gain, settings.knots), {"units": "response", "long_name": "response gained"}),
+        family=("start", family),
+    )  # fmt: skip
+    examples = {}
+    for name, at in ((NEAR, 0), (PATCH, settings.starts)):
+        turned = dataset.off_axis.sel(model=SPARSE).isel(knot=-1, start=at).values
+        typical = int(np.nanargmin(np.abs(turned - np.nanmedian(turned)))) if np.isfinite(turned).any() else 0
+        examples[name] = Example(
+            {kind: drawn[typical][kind][0] for kind in kinds}, {kind: drawn[typical][kind][1][at] for kind in kinds},
+            weights[:, chosen[typical]], f"unit {chosen[typical]}, {name}",
+        )  # fmt: skip
+    return dataset, examples
+
+
+def _near(weights: Tensor, k: int, count: int, unit: float) -> Tensor:
+    """Inputs (count, n) near the weight of unit k, away from it towards the nearest other weights, one after another."""
+    others, _ = comparison_directions(weights[:, k], torch.cat([weights[:, :k], weights[:, k + 1 :]], 1).T)
+    second = others[torch.arange(count) % len(others)]
+    along, across = NEAR_START
+    return unit * (along * weights[:, k] / weights[:, k].norm() + across * second)
 
 
 def _mei(neuron: Neuron, weight: Tensor, norm: float, settings: Settings, seed: int) -> tuple[Tensor, float]:

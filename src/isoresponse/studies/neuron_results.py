@@ -20,6 +20,7 @@ from isoresponse.studies.figures import new_figure
 SPARSE, POINTWISE = "LCA", "pointwise"
 LOOKS = {SPARSE: (plot.BLUE, "-"), POINTWISE: (plot.ORANGE, "--")}
 EXACT = 1e-6
+NEAR, PATCH = "near the weight", "natural patches"  # families of starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +33,11 @@ class Example:
     title: str
 
 
-def outcome(dataset: xr.Dataset, toy: Example, real: Example, *, seed: int = 0) -> Outcome:
+def outcome(dataset: xr.Dataset, examples: dict[str, Example], *, seed: int = 0) -> Outcome:
     """Claims, table and figure of the paths; dims (model, neuron, start, knot), and `toy_` variables (model, toy_knot)."""
     return Outcome(
         "neuron-attack", "Where the steepest path of a neuron leads", claims(dataset, seed=seed), table(dataset),
-        {"neuron-attack": (figure(dataset, toy, real), _CAPTION)}, dataset, _DIFFERENCES, {}, _NOTES,
+        {"neuron-attack": (figure(dataset, examples), _CAPTION)}, dataset, _DIFFERENCES, {}, _NOTES,
     )  # fmt: skip
 
 
@@ -49,20 +50,8 @@ def at_end(dataset: xr.Dataset, key: str, model: str) -> np.ndarray:
 def claims(dataset: xr.Dataset, *, seed: int = 0) -> tuple[Claim, ...]:
     """The path turns towards the weight, to the MEI; the pointwise one does not; and what the essay says of perturbations."""
     toy = {m: float(dataset.toy_off_axis.sel(model=m).isel(toy_knot=-1)) for m in (SPARSE, POINTWISE)}
-    away = {m: at_end(dataset, "off_axis", m) for m in (SPARSE, POINTWISE)}
     straight = abs(toy[POINTWISE] - 1)
-    exact = bootstrap(lambda v: np.abs(v - 1).max(), away[POINTWISE], seed=seed)
-
-    def difference(key: str) -> Effect:
-        return bootstrap(
-            lambda a, b: a.mean() - b.mean(),
-            *(at_end(dataset, key, m) for m in (SPARSE, POINTWISE)),
-            paired=True,
-            seed=seed,
-        )
-
-    units = "mean over units of their starts' mean"
-    return (
+    made = [
         Claim(
             "toy: the path of the LCA neuron turns towards its weight", "distance from the weight's axis at the end over that "
             "at the start (computed, not sampled)", Effect(toy[SPARSE], toy[SPARSE], toy[SPARSE], 1), 1.0, "below",
@@ -71,36 +60,56 @@ def claims(dataset: xr.Dataset, *, seed: int = 0) -> tuple[Claim, ...]:
             "toy: the path of the pointwise neuron does not", "the same, how far from 1",
             Effect(straight, straight, straight, 1), EXACT, "below",
         ),
+    ]  # fmt: skip
+    for family in (NEAR, PATCH):
+        made += _of_units(starting(dataset, family), family, seed)
+    return tuple(made)
+
+
+def starting(dataset: xr.Dataset, family: str) -> xr.Dataset:
+    """The paths from one family of starts."""
+    return dataset.isel(start=np.asarray(dataset.family.values == family))
+
+
+def _of_units(dataset: xr.Dataset, family: str, seed: int) -> list[Claim]:
+    where, units = f"units, from inputs {family}" if family == NEAR else f"units, from {family}", "mean over units"
+    away = {m: at_end(dataset, "off_axis", m) for m in (SPARSE, POINTWISE)}
+
+    def difference(key: str) -> Effect:
+        both = (at_end(dataset, key, m) for m in (SPARSE, POINTWISE))
+        return bootstrap(lambda a, b: a.mean() - b.mean(), *both, paired=True, seed=seed)
+
+    return [
         Claim(
-            "units on natural patches: the path of an LCA unit turns towards its weight",
+            f"{where}: the path of an LCA unit turns towards its weight",
             f"distance from the weight's axis at the end over that at the start, {units}",
             bootstrap(np.mean, away[SPARSE], seed=seed), 1.0, "below",
         ),
         Claim(
-            "(ours) units on natural patches: the path of an LCA unit turns towards its measured MEI",
+            f"(ours) {where}: it turns towards the unit's measured MEI",
             f"distance from the MEI's axis at the end over that at the start, {units}",
             bootstrap(np.mean, at_end(dataset, "off_mei", SPARSE), seed=seed), 1.0, "below",
         ),
         Claim(
-            "units on natural patches: the path of a pointwise unit is straight along it", "the same, how far from 1, largest",
-            exact, EXACT, "below",
+            f"{where}: the path of a pointwise unit is straight along its weight", "the same, how far from 1, largest",
+            bootstrap(lambda v: np.abs(v - 1).max(), away[POINTWISE], seed=seed), EXACT, "below",
         ),
         Claim(
-            "after the same gain, the input is closer to the weight on the path of the LCA unit",
+            f"{where}: after the same gain the input is closer to the weight on the path of the LCA unit",
             f"difference of the angles between input and weight in degrees, LCA less pointwise, {units}",
             difference("input_angle"), 0.0, "below",
         ),
         Claim(
-            "after the same gain, the input is closer to the unit's measured MEI on the path of the LCA unit",
-            f"difference of the angles between input and most exciting input of the unit, in degrees, {units}",
+            f"{where}: and closer to the unit's measured MEI",
+            f"difference of the angles between input and the unit's own MEI, in degrees, {units}",
             difference("mei_angle"), 0.0, "below",
         ),
         Claim(
-            "(the essay) the perturbation of the LCA unit is more aligned with its MEI than that of the pointwise unit",
-            f"difference of the angles between perturbation and the unit's own measured MEI, in degrees, {units}",
+            f"(the essay) {where}: the perturbation of the LCA unit is more aligned with its MEI than that of the pointwise one",
+            f"difference of the angles between perturbation and the unit's own MEI, in degrees, {units}",
             difference("change_mei_angle"), 0.0, "below",
         ),
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def table(dataset: xr.Dataset) -> Table:
@@ -121,48 +130,51 @@ def table(dataset: xr.Dataset) -> Table:
             float(first.toy_input_angle), float(last.toy_input_angle), float(last.toy_change_angle),
             float(last.toy_change_mei_angle), 0.0, 1.0, float(last.toy_length) / gain,
         ))  # fmt: skip
-    for model in (SPARSE, POINTWISE):
-        one = dataset.sel(model=model)
-        start = float(np.nanmean(one.input_angle.isel(knot=0)))
-        end = {
-            k: float(np.nanmean(at_end(dataset, k, model)))
-            for k in ("off_axis", "off_mei", "input_angle", "change_angle", "change_mei_angle", "length")
-        }
-        rows.append((
-            "natural patches", model, one.sizes["neuron"] * one.sizes["start"],
-            float(np.isfinite(one.off_axis.isel(knot=-1)).mean()), end["off_axis"], end["off_mei"], start, end["input_angle"],
-            end["change_angle"], end["change_mei_angle"], float(one.mei_to_weight.mean()), float(one.mei_gain.mean()),
-            end["length"] / float(dataset.gained.values[-1]),
-        ))  # fmt: skip
+    for family in (NEAR, PATCH):
+        part = starting(dataset, family)
+        for model in (SPARSE, POINTWISE):
+            one = part.sel(model=model)
+            start = float(np.nanmean(one.input_angle.isel(knot=0)))
+            end = {
+                k: float(np.nanmean(at_end(part, k, model)))
+                for k in ("off_axis", "off_mei", "input_angle", "change_angle", "change_mei_angle", "length")
+            }
+            rows.append((
+                f"units, {family}", model, one.sizes["neuron"] * one.sizes["start"],
+                float(np.isfinite(one.off_axis.isel(knot=-1)).mean()), end["off_axis"], end["off_mei"], start,
+                end["input_angle"], end["change_angle"], end["change_mei_angle"], float(one.mei_to_weight.mean()),
+                float(one.mei_gain.mean()), end["length"] / float(dataset.gained.values[-1]),
+            ))  # fmt: skip
     return Table(columns, tuple(rows))
 
 
-def figure(dataset: xr.Dataset, toy: Example, real: Example) -> Figure:
-    """Toy above, units below: contours, gradient field and paths of both kinds, and how far from the axis they are."""
-    drawn = new_figure(13.2, 8.6)
-    grid = drawn.subplots(2, 3)
-    _row(grid[0], toy, x=(0.0, 0.29), y=(-0.16, 0.2))
-    size = float(real.points[POINTWISE].nan_to_num().norm(dim=1).max())
-    _row(grid[1], real, x=(-0.15 * size, 1.1 * size), y=(-0.45 * size, 0.9 * size))
+def figure(dataset: xr.Dataset, examples: dict[str, Example]) -> Figure:
+    """Toy and units, one row per start: contours, gradient field and paths of both kinds, and how far from the axis they are."""
+    drawn = new_figure(13.2, 12.6)
+    grid = drawn.subplots(3, 3)
+    _row(grid[0], examples["toy"], x=(0.0, 0.29), y=(-0.16, 0.2))
     gains = dataset.toy_response.sel(model=SPARSE) - dataset.toy_response.sel(model=SPARSE).isel(toy_knot=0)
-    for ax, part, gained in (
-        (grid[0][2], dataset.toy_off_axis, gains.values), (grid[1][2], dataset.off_axis, dataset.gained.values),
-    ):  # fmt: skip
+    curves = [(grid[0][2], dataset.toy_off_axis, gains.values, "toy", None)]
+    for row, family in zip(grid[1:], (NEAR, PATCH), strict=True):
+        example, part = examples[family], starting(dataset, family)
+        points = example.points[POINTWISE].nan_to_num()
+        size = float(points.norm(dim=1).max())
+        _row(row, example, x=(-0.1 * size, 1.15 * size), y=(-0.4 * size, 0.85 * size))
+        title = f"{dataset.sizes['neuron'] * part.sizes['start']} paths of units, {family}"
+        curves.append((row[2], part.off_axis, dataset.gained.values, title, part.off_mei))
+    for ax, away, gained, title, off_mei in curves:
         for kind, (color, dash) in LOOKS.items():
-            low, middle, high = _quartiles(part.sel(model=kind).values)
+            low, middle, high = _quartiles(away.sel(model=kind).values)
             ax.plot(gained, middle, ls=dash, color=color, lw=2, label=f"{kind}: axis of the weight")
             ax.fill_between(gained, low, high, color=color, alpha=0.2, lw=0)
+        if off_mei is not None:
+            liked = _quartiles(off_mei.sel(model=SPARSE).values)[1]
+            ax.plot(gained, liked, ls=":", color=plot.GREEN, lw=2, label=f"{SPARSE}: axis of its measured MEI")
+        ax.set_title(title, fontsize=10)
         ax.set_xlabel("response gained (response units)")
         ax.set_ylabel("distance from the axis, over that at the start")
-    liked = _quartiles(dataset.off_mei.sel(model=SPARSE).values)[1]
-    grid[1][2].plot(
-        dataset.gained.values, liked, ls=":", color=plot.GREEN, lw=2, label=f"{SPARSE}: axis of its measured MEI"
-    )
-    for ax in grid[:, 2]:
         ax.set_ylim(0, 1.1 * max(float(np.nanmax(line.get_ydata())) for line in ax.get_lines()))
-        ax.legend(fontsize=8, loc="lower left")
-    grid[0][2].set_title("toy", fontsize=10)
-    grid[1][2].set_title(f"{dataset.sizes['neuron'] * dataset.sizes['start']} paths: median and quartiles", fontsize=10)
+        ax.legend(fontsize=8, loc="best")
     return drawn
 
 
@@ -206,10 +218,11 @@ def _arrows(ax: Axes, neuron: Neuron, plane: Plane, x: tuple[float, float], y: t
 
 
 _CAPTION = (
-    "Above: the paper's toy, three elements in the plane; below: a unit learnt on natural patches, in the plane of "
-    "its weight and of the patch where the path starts (the path leaves this plane and is drawn by its projection; "
-    "arrows are the gradient's part within the plane). Left: sparse coding, middle: a pointwise unit with the same "
-    "weight and threshold. Right: how far the input is from the axis of the weight while the response grows."
+    "From above: the paper's toy, three elements in the plane; a unit learnt on natural patches, from an input near its "
+    "weight; and a unit from a natural patch. Planes hold the weight and the start; paths of units leave them and are "
+    "drawn by their projection, arrows are the gradient's part within the plane. Left: sparse coding, middle: a pointwise "
+    "unit with the same weight and threshold. Right: how far the input is from the axis of the weight while the response "
+    "grows, median and quartiles."
 )
 _NOTES = (
     "A pointwise unit's steepest path is along its weight, which is its most exciting input (MEI): its perturbation is "
@@ -218,8 +231,8 @@ _NOTES = (
     "The MEI is searched for among inputs of the mean length of a patch. That of a rectified LCA unit is not its weight "
     "where its angle to the weight, in the table, is above zero: elements that point away from the unit's own raise its "
     "response when they become active, since it then has to make up for them.",
-    "In the toy there are no such elements, and the whole plane is close to the weight; a natural patch is nearly "
-    "orthogonal to it.",
+    "A start near the weight is away from it towards one other weight, as in the toy. A natural patch to which the unit "
+    "responds is far from the weight (the angle is in the table) and made of many elements.",
 )
 _DIFFERENCES = (
     "Both neurons start at one input; in the paper's figure the LCA neuron starts at (0.10, 0.05) and the pointwise "
@@ -229,5 +242,5 @@ _DIFFERENCES = (
     "The toy's code is rectified and solved to rounding (50 Euler steps and a threshold on the absolute value in the "
     "paper). The path integrates the gradient and ends at a response; the paper takes steps of 1e-4 until a "
     "coordinate leaves a range.",
-    "Instead of one trajectory of a classifier, paths of many units from natural patches, with intervals over units.",
+    "Instead of one trajectory of a classifier, paths of many units from two kinds of starts, with intervals over units.",
 )

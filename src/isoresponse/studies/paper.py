@@ -19,7 +19,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from isoresponse.studies.experiment import Outcome, write_outcome
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from isoresponse.studies.experiment import Outcome, shown, write_outcome
 from isoresponse.studies.measure import Stage, silent
 
 STUDIES = {  # name and what it asks
@@ -69,3 +73,19 @@ def module_of(name: str) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)}.{hint}")
     return f"isoresponse.studies.{name.replace('-', '_')}"
+
+
+def claim_table(numbers: dict[str, Any], out: Path) -> None:
+    """Print the verdicts of what `run_study` returned, and where its page is."""
+    console = Console()
+    table = Table(title=escape(numbers["title"]), title_justify="left")
+    for column in ("claim", "verdict", "effect", "95 % interval", "holds if"):
+        table.add_column(column)
+    for claim in numbers["claims"]:
+        low, high = (shown(v) for v in claim["interval95"])
+        table.add_row(
+            escape(claim["says"]), claim["verdict"], shown(claim["value"]), f"{low} to {high}",
+            f"{claim['side']} {shown(claim['limit'])}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"page: {out / 'index.html'}", style="dim", markup=False)
