@@ -47,6 +47,36 @@ def test_usage_errors_have_status_two(run, place, arguments):
     assert "Traceback" not in err
 
 
+def test_a_study_is_written_and_its_verdicts_told(run, place, monkeypatch):
+    asked = {}
+
+    def stand_in(name, folder, **settings):
+        asked.update(settings, name=name)
+        (folder / "index.html").write_text("page", encoding="utf-8")
+        claim = {
+            "says": "bends outward",
+            "verdict": "holds",
+            "value": 0.9,
+            "interval95": [0.8, 1.0],
+            "side": "above",
+            "limit": 0.5,
+        }
+        return {"title": "a title", "claims": [claim]}
+
+    monkeypatch.setattr("isoresponse.studies.paper.run_study", stand_in)
+    code, out, err = run("study", "neuron-attack", "--quick", "--seed", "3", "--out", place / "s")
+    assert code == 0, err
+    assert (asked["name"], asked["quick"], asked["seed"], asked["data"]) == ("neuron-attack", True, 3, None)
+    assert (place / "s" / "index.html").exists()
+    assert "bends outward" in out
+    assert "holds" in out
+
+
+def test_an_unknown_study_is_refused_and_nothing_is_written(place, assert_refused):
+    assert_refused(["study", "neuron-atack", "--out", place / "s"], "Did you mean 'neuron-attack'")
+    assert not (place / "s").exists()
+
+
 def test_figures_are_written_and_told(run, place):
     code, out, err = run("figures", "--out", place / "figs", "--only", "region")
     assert code == 0, err

@@ -103,6 +103,35 @@ def figures(
 
 
 @app.command()
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack or network-attack"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write; replaced if an earlier study is there")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="minutes on 2 cores; otherwise the paper's settings, which take hours there")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder with natural_images/, mnist/, cifar10/; left out: what scikit-learn brings"),
+    ] = None,
+    seed: SeedOption = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Run an experiment of Paiton et al. (2020) again: figure, table, every case, and verdicts with intervals."""
+    with _stage("load libraries", None):
+        from isoresponse.studies.folder import finished_folder
+        from isoresponse.studies.paper import claim_table, run_study
+
+    with finished_folder(out) as folder:
+        numbers = run_study(name, folder, data=data, quick=quick, seed=seed, stage=_stage)
+    claim_table(numbers, out)
+
+
+@app.command()
 def units(
     model: Annotated[str, typer.Argument(help="as for --model of `report`")],
     shape: Annotated[str, typer.Option(help="shape of one input, e.g. 3,224,224; built-in models know theirs")] = "",
