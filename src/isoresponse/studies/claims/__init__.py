@@ -1,0 +1,1 @@
+"""The essay as an executable document: every claim of it, tested on real models."""
