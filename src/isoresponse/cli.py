@@ -132,6 +132,33 @@ def study(
 
 
 @app.command()
+def claims(
+    out: Annotated[Path, typer.Option(help="folder to write; replaced if an earlier document is there")],
+    full: Annotated[bool, typer.Option("--full", help="large settings, hours on 2 cores; otherwise minutes")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="folder with mnist/, natural_images/, cifar10/; left out: what scikit-learn brings"),
+    ] = None,
+    seed: SeedOption = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: one, which small models want")] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Put every claim of the essay to the test: verdicts with effects, intervals and figures, on one page."""
+    with _stage("load libraries", None):
+        import torch
+
+        from isoresponse.studies.claims.document import run_claims, verdict_table
+        from isoresponse.studies.folder import finished_folder
+
+    if threads < 0:
+        raise ValueError(f"threads must be 0 or more, got {threads}.")
+    torch.set_num_threads(max(1, threads))
+    with finished_folder(out) as folder:
+        numbers = run_claims(folder, full=full, data=data, seed=seed, stage=_stage)
+    verdict_table(numbers, out)
+
+
+@app.command()
 def units(
     model: Annotated[str, typer.Argument(help="as for --model of `report`")],
     shape: Annotated[str, typer.Option(help="shape of one input, e.g. 3,224,224; built-in models know theirs")] = "",

@@ -65,7 +65,7 @@ def topography(terrain: ElevationMap, name: str) -> tuple[Figure, dict[str, Any]
     """Iso-elevation lines of a landscape, as of any response function."""
     figure = new_figure(6.4, 5.6)
     ax = figure.subplots()
-    step = _draw_terrain(ax, terrain)
+    step = draw_terrain(ax, terrain)
     smoothed = f" (smoothed by {terrain.smoothing:.2g} cells)" if terrain.smoothing else ""
     ax.set_title(f"{name}: iso-elevation lines every {step:g} m{smoothed}", fontsize=10)
     grid = terrain.grid
@@ -103,7 +103,7 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
     arrived = high & near
     figure = new_figure(6.4, 6.1)
     ax = figure.subplots()
-    step = _draw_terrain(ax, terrain)
+    step = draw_terrain(ax, terrain)
     numbers: dict[str, Any] = {
         "name": name, "summit_km": summit.tolist(), "summit_m": float(top), "starts": len(points),
         "smoothing_cells": terrain.smoothing,
@@ -115,7 +115,7 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
         track = paths.points[best]
         plot.path(ax, track, label="steepest path")
         error = paths.orthogonality[best, 1:-1]
-        _zoom(ax, torch.cat([track, summit[None]]), terrain.extent)
+        zoom(ax, torch.cat([track, summit[None]]), terrain.extent)
         numbers |= {
             "start_m": float(base[best]), "end_m": float(paths.responses[best, -1]),
             "length_km": float(paths.arclength[best, -1]), "straight_line_km": float((track[-1] - track[0]).norm()),
@@ -134,7 +134,7 @@ def ascent(terrain: ElevationMap, name: str, *, starts: int = 48, knots: int = 4
     return figure, numbers
 
 
-def _zoom(ax: Any, points: Tensor, extent: tuple[float, float]) -> None:
+def zoom(ax: Any, points: Tensor, extent: tuple[float, float]) -> None:
     """Show the points with a margin, and at least half of the map."""
     low, high = points.amin(0), points.amax(0)
     middle = 0.5 * (low + high)
@@ -155,7 +155,8 @@ def _summit(terrain: ElevationMap) -> tuple[Neuron, Tensor, Tensor]:
     return neuron, summit, neuron.value(summit[None])[0]
 
 
-def _draw_terrain(ax: Any, terrain: ElevationMap) -> float:
+def draw_terrain(ax: Any, terrain: ElevationMap) -> float:
+    """The landscape with its contours, on axes in kilometres; returns the contours' distance in metres."""
     width, height = terrain.extent
     rows, columns = terrain.grid.shape
     x, y = np.linspace(0, width, columns), np.linspace(0, height, rows)

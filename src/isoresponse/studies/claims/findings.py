@@ -20,6 +20,8 @@ from isoresponse.studies.experiment import FAILS, HOLDS, OPEN, Claim
 
 SUPPORTED, REFUTED, DEPENDS = "supported", "not supported", "depends"
 
+Values = dict[str, tuple[tuple[str, ...], Any, dict[str, str]]]
+
 
 @dataclass(frozen=True, eq=False)
 class Finding:
@@ -50,7 +52,7 @@ class Finding:
     figure: Figure
     caption: str
     contrast: dict[str, Claim] = field(default_factory=dict)
-    values: dict[str, tuple[tuple[str, ...], Any, dict[str, str]]] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

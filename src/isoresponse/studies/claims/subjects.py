@@ -26,8 +26,10 @@ from isoresponse.studies.measure import Stage, silent
 from isoresponse.studies.network_results import LCA_NET, MLP, POINTWISE
 
 CNN = "CNN"
-WHICH, WAY_UP, CIFAR = "which photograph", "which way up", "CIFAR-10"  # what is asked about a picture
+DATA = ("mnist", "natural_images", "cifar10")
+WHICH, PLACE, CIFAR = "which photograph", "which place", "CIFAR-10"  # what is asked about a picture
 PICTURE = 32  # pixels along a side of the coloured pictures that a network tells apart
+ROWS, COLUMNS = 2, 3  # places in a photograph
 RIM = 0.6  # share of a photograph, from the left, that training takes its pictures from
 
 
@@ -42,16 +44,16 @@ class Settings:
     cases: int = 40
     toys: int = 40
     units: int = 40
-    starts: int = 4
+    starts: int = 1
     samples: int = 2000
-    budget: int = 100
+    budget: int = 60
     hidden: int = 96
     dictionary_steps: int = 150
     train: int = 10_000
     epochs: int = 30
-    pictures: int = 1500
-    picture_epochs: int = 8
-    landscape: int = 400
+    pictures: int = 3000
+    picture_epochs: int = 15
+    landscape: int = 100
     alarms: bool = False
 
 
@@ -158,15 +160,24 @@ def twin(neuron: Neuron, x: Tensor, *, curvature: float | Tensor = 0.0, slope: f
 # --- what the machine has -----------------------------------------------------------------------------------
 
 
+def require_data(data: Path | None) -> None:
+    """Raise FileNotFoundError unless `data` is left out or a folder with some of what is looked for."""
+    if data is None:
+        return
+    require_folder(data)
+    if not any((data / part).is_dir() for part in DATA):
+        raise FileNotFoundError(
+            f"{data} has none of the folders {', '.join(DATA)}; give --data a folder with some of them, or leave it out for "
+            "what scikit-learn brings."
+        )
+
+
 def networks(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> Networks:
     """A multilayer perceptron, a convolutional network, and a sparse code with its pointwise control, on digits.
 
-    `data` with a folder `mnist` gives MNIST; None gives scikit-learn's digits.
+    `data` with a folder `mnist` gives MNIST; otherwise they are scikit-learn's digits.
     """
-    images = zoo.digits()
-    if data is not None:
-        require_folder(data)
-        images = mnist(data / "mnist")
+    images = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
     sizes = replace(
         network_attack.QUICK, units=(settings.hidden,), dictionary_steps=settings.dictionary_steps, train=settings.train,
         epochs=settings.epochs,
@@ -183,7 +194,8 @@ def pictures(data: Path | None, settings: Settings, *, seed: int = 0, stage: Sta
     """Convolutional networks that see natural pictures in colour, by what they are asked.
 
     Pictures are cut from scikit-learn's two photographs, training sees their left part, the cases come from the right one; one
-    network tells which photograph a picture is from, the other which way up it is (a task of Gidaris et al. 2018, ICLR).
+    network tells which photograph a picture is from; the other which of twelve places in them, whole photographs cut in six,
+    training and test pictures being other cuts of the same places.
     `data` with a folder `cifar10` adds CIFAR-10.
     """
     every = _photographs(settings.pictures, seed)
@@ -220,6 +232,7 @@ def sparse_units(data: Path | None, settings: Settings, *, seed: int = 0, stage:
         Fewer units that respond to enough patches than are needed for one case.
     """
     size, sparsity = 8, 0.5
+    data = data if data is not None and (data / "natural_images").is_dir() else None
     found = natural_patches(data, size, 20_000, seed=seed)
     weights = trained_dictionary(
         found.x, 2 * size**2, sparsity=sparsity, steps=2 * settings.dictionary_steps, seed=seed, stage=stage
@@ -276,28 +289,29 @@ def _first(images: Data, count: int) -> Data:
 
 
 def _photographs(count: int, seed: int) -> dict[str, Data]:
-    """Pictures of PICTURE x PICTURE pixels cut from two photographs, by task; test pictures lie right of RIM."""
+    """Pictures of PICTURE x PICTURE pixels cut from two photographs, by task: which photograph, and which place."""
     from sklearn.datasets import load_sample_images  # heavy, and only this needs it
 
     generator = Generator().manual_seed(seed)
-    parts: dict[str, list[Tensor]] = {"train": [], "test": []}
-    for photograph in load_sample_images().images:
-        whole = torch.as_tensor(photograph.astype("float32") / 255).permute(2, 0, 1)
-        edge = int(RIM * whole.shape[2])
-        for name, piece in (("train", whole[:, :, :edge]), ("test", whole[:, :, edge:])):
-            number = count // 2 if name == "train" else max(150, count // 6)
-            high, wide = (s - PICTURE for s in piece.shape[1:])
-            rows, columns = (torch.randint(s, (number,), generator=generator).tolist() for s in (high, wide))
-            cut = [piece[:, r : r + PICTURE, c : c + PICTURE] for r, c in zip(rows, columns, strict=True)]
-            parts[name].append(torch.stack(cut))
-    which, up = [], []
-    for pair in parts.values():
-        x = torch.cat(pair)
-        order = torch.randperm(len(x), generator=generator)
-        which.append((x[order], torch.arange(2).repeat_interleave(len(x) // 2)[order]))
-        turns = torch.randint(4, (len(x),), generator=generator)
-        turned = torch.stack([torch.rot90(p, int(t), (1, 2)) for p, t in zip(x[order], turns, strict=True)])
-        up.append((turned, turns))
+    wholes = [torch.as_tensor(p.astype("float32") / 255).permute(2, 0, 1) for p in load_sample_images().images]
+    edge = int(RIM * wholes[0].shape[2])
+    tiles = [tile for whole in wholes for row in whole.chunk(ROWS, 1) for tile in row.chunk(COLUMNS, 2)]
+    few = max(300, count // 4)
     return {
-        WHICH: Data(which[0], which[1], "photographs-which"), WAY_UP: Data(up[0], up[1], "photographs-way-up"),
+        WHICH: Data(
+            _cuts([w[:, :, :edge] for w in wholes], count, generator), _cuts([w[:, :, edge:] for w in wholes], few, generator),
+            "photographs-which",
+        ),
+        PLACE: Data(_cuts(tiles, count, generator), _cuts(tiles, few, generator), "photographs-place"),
     }  # fmt: skip
+
+
+def _cuts(pieces: list[Tensor], count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """About `count` pictures cut at random from the pieces, shuffled, and the piece that each is from."""
+    found, each = [], max(1, count // len(pieces))
+    for piece in pieces:
+        rows, columns = (torch.randint(s - PICTURE, (each,), generator=generator).tolist() for s in piece.shape[1:])
+        cut = [piece[:, r : r + PICTURE, c : c + PICTURE] for r, c in zip(rows, columns, strict=True)]
+        found.append(torch.stack(cut))
+    order = torch.randperm(each * len(pieces), generator=generator)
+    return torch.cat(found)[order], torch.arange(len(pieces)).repeat_interleave(each)[order]
