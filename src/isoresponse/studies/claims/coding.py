@@ -61,17 +61,17 @@ def below_a_level(
     every = {**natural, **others}
     figure = new_figure(7.6, 0.5 * len(every) + 1.5)
     ax = figure.subplots()
-    rows = [g[g.isfinite()].numpy() for g in every.values()]
-    boxes = ax.boxplot(rows, vert=False, whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6)
-    for i, box in enumerate(boxes["boxes"]):
-        box.set(facecolor=plot.BLUE if i < len(natural) else plot.SKY, alpha=0.7)
-    for line in boxes["medians"]:
-        line.set(color=plot.INK)
+    for i, grey in enumerate(every.values()):
+        least, low, middle, high, most = np.nanquantile(grey.numpy(), [0.05, 0.25, 0.5, 0.75, 0.95])
+        ax.plot([least, most], [i, i], "-", color=plot.INK, lw=1)
+        color = plot.BLUE if i < len(natural) else plot.SKY
+        ax.barh(i, high - low, 0.6, left=low, color=color, edgecolor=plot.INK, alpha=0.8)
+        ax.plot([middle, middle], [i - 0.3, i + 0.3], "-", color=plot.INK, lw=2)
     ax.axvline(1, color=plot.INK, ls="--", lw=1, label="one grey level")
     ax.axvline(FOOTNOTE, color=plot.FAINT, ls=":", lw=2, label="the essay's footnote")
     ax.set_xscale("log")
-    ax.set_yticks(range(1, len(every) + 1), list(every))
-    ax.invert_yaxis()
+    ax.set_yticks(range(len(every)), list(every))
+    ax.set_ylim(len(every) - 0.5, -0.5)
     ax.set_xlabel("root-mean-square size of the smallest perturbation (grey levels)")
     ax.legend(fontsize=8)
     shares = ", ".join(f"{name} {float(s.nanmean()):.0%}" for name, s in survives.items())

@@ -27,6 +27,7 @@ LONGER = 1.1  # times the shortest way: what counts as lost
 SOMETIMES = 0.05  # of the starts
 HIGHER = 0.25  # of the landscape's range: what is to be climbed
 RESOLUTION = 96
+STEPS = 150  # of a steepest path
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +45,17 @@ class Ways:
 
 
 def steepest(neuron: Neuron, x: Tensor, level: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Length (case,) of the steepest path, infinite where it ends on the way; and its points (case, knot, *shape)."""
-    path = gradient_path(neuron, x, level, knots=21, rtol=0.1, max_steps=300)
-    done = path.status == int(Status.DONE)
-    return torch.where(done, path.arclength[:, -1].nan_to_num(), torch.inf), path.points
+    """Length (case,) of the steepest path, infinite where it ends on the way, NaN where the steps ran out; its points
+    (case, knot, *shape).
+    """
+    path = gradient_path(neuron, x, level, knots=21, rtol=0.1, max_steps=STEPS)
+    length = path.arclength[:, -1].masked_fill(path.status != int(Status.DONE), torch.nan)
+    ended = (path.status == int(Status.FLAT)) | (path.status == int(Status.BLOCKED))
+    return length.masked_fill(ended, torch.inf), path.points
 
 
 def on_landscape(
-    terrain: ElevationMap, starts: int, *, generator: Generator
+    terrain: ElevationMap, starts: int, *, generator: Generator, resolution: int = RESOLUTION
 ) -> tuple[Ways, tuple[Tensor, Tensor, Tensor]]:
     """Ways from random places to a given height above them; and start, steepest path and nearest place of the worst case."""
     size = torch.tensor(terrain.extent, dtype=torch.float64)
@@ -61,7 +65,7 @@ def on_landscape(
     x = x[neuron.value(x) + HIGHER * (high - low) < high][:starts]
     level = neuron.value(x) + HIGHER * (high - low)
     length, points = steepest(neuron, x, level)
-    nearest = closest_point_on_grid(neuron, x, level, resolution=RESOLUTION)
+    nearest = closest_point_on_grid(neuron, x, level, resolution=resolution)
     ratio = (length / nearest.distance).nan_to_num(0, posinf=0)
     worst = int(ratio.argmax())
     return Ways(length, nearest.distance), (x[worst], points[worst], nearest.point[worst])

@@ -47,7 +47,7 @@ def findings(data: Path | None, *, full: bool = False, seed: int = 0, stage: Sta
         _ensembles(units, settings, seed, stage),
         focusing.focusing(
             {"toys": focusing.toys(settings.toys, DIMENSIONS, generator=_draws(seed, 5)), **focusing.of_networks(
-                nets.only(MLP, CNN)
+                some.only(MLP, CNN)
             )}, samples=settings.samples // 2, seed=seed, stage=stage,
         ),
         _grey(nets, found, seen, settings, seed, stage),
@@ -64,8 +64,8 @@ def _draws(seed: int, which: int) -> Generator:
 
 def _pairs(units: SparseUnits, settings: Settings, seed: int) -> dict[str, pairs.Pair]:
     return {
-        "toys, plane": pairs.toys(settings.toys, 2, generator=_draws(seed, 1)),
-        f"toys, {DIMENSIONS} dimensions": pairs.toys(settings.toys, DIMENSIONS, generator=_draws(seed, 2)),
+        "toys in the plane": pairs.toys(settings.toys, 2, generator=_draws(seed, 1)),
+        f"toys in {DIMENSIONS} dimensions": pairs.toys(settings.toys, DIMENSIONS, generator=_draws(seed, 2)),
         "LCA against pointwise": pairs.against_pointwise(units),
         "LCA against straight twin": pairs.against_twins(units),
     }
@@ -77,7 +77,7 @@ def _shares(
     near = {name: d[: len(some.x)] for name, d in distance.items()}
     with stage("c: shares of the box", 3, "subject") as on_done:
         made = {}
-        for name, n in (("toys, plane", 2), (f"toys, {DIMENSIONS} dimensions", DIMENSIONS)):
+        for name, n in (("toys in the plane", 2), (f"toys in {DIMENSIONS} dimensions", DIMENSIONS)):
             made[name] = regions.of_toys(settings.toys, n, settings.samples, generator=_draws(seed, 10 + n))
             on_done(1)
         made["LCA units"] = regions.of_units(units, settings.samples // 5, generator=_draws(seed, 3))
@@ -86,7 +86,7 @@ def _shares(
 
 
 def _ensembles(units: SparseUnits, settings: Settings, seed: int, stage: Stage) -> Finding:
-    few = max(5, settings.units // 3)
+    few = max(5, settings.units // 2)
     kept = torch.isin(units.unit, units.unit.unique_consecutive()[:few])
     part = replace(units, x=units.x[kept], unit=units.unit[kept])
     with stage("d: ensembles", len(ensembles.SIZES) + 2, "ensemble") as on_done:

@@ -118,7 +118,7 @@ def focusing(
             f"|log| of the distance over that of straight contours, mean over distance x curvature = {UNCHANGED} and cases",
             bootstrap(np.mean, still, seed=seed), SAME, "below",
         )  # fmt: skip
-        tests[f"focused, shrinks: {name}"] = Claim(
+        tests[f"shrinks once focused: {name}"] = Claim(
             f"{name}: beyond -1 it shrinks",
             f"log of the distance over that of straight contours at distance x curvature = {FOCUSED:g}, mean over cases",
             bootstrap(np.mean, logs[row.grid.index(FOCUSED)].numpy(), seed=seed), SHRUNK, "below",

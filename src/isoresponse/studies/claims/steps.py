@@ -87,14 +87,14 @@ def _way(rule: Rule, gradient: Tensor) -> Tensor:
 def attacks() -> dict[str, Attack]:
     """Attacks to be watched, by name; a published one where foolbox is installed."""
     found: dict[str, Attack] = {
-        "ours, L2": partial(closest_point, budget=BUDGET), "gradient, L2": textbook("gradient"), "sign, L∞": textbook("sign"),
-        "one element, L1": textbook("coordinate"),
+        "ours (L2)": partial(closest_point, budget=BUDGET), "gradient (L2)": textbook("gradient"), "sign (L∞)": textbook("sign"),
+        "one element (L1)": textbook("coordinate"),
     }  # fmt: skip
     try:
         foolbox = foolbox_module()
     except ImportError:
         return found
-    return {"DDN, L2": from_foolbox(foolbox.attacks.DDNAttack(steps=30)), **found}
+    return {"DDN (L2)": from_foolbox(foolbox.attacks.DDNAttack(steps=30)), **found}
 
 
 def alignment(attack: Attack, neuron: Neuron, x: Tensor, level: float | Tensor) -> Tensor:

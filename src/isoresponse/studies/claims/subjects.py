@@ -43,7 +43,7 @@ class Settings:
 
     cases: int = 40
     toys: int = 40
-    units: int = 40
+    units: int = 24
     starts: int = 1
     samples: int = 2000
     budget: int = 60
@@ -53,7 +53,7 @@ class Settings:
     epochs: int = 30
     pictures: int = 3000
     picture_epochs: int = 15
-    landscape: int = 100
+    landscape: int = 80
     alarms: bool = False
 
 

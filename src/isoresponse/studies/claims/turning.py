@@ -16,8 +16,8 @@ from isoresponse.studies.experiment import Claim, bootstrap
 from isoresponse.studies.figures import new_figure
 from isoresponse.studies.measure import Stage, silent
 
-KNOTS = 11
-TURN, STEPS = 0.1, 150  # accuracy of a step of the path, and steps at most: on kinks paths creep
+KNOTS = 6
+TURN, STEPS = 0.1, 120  # accuracy of a step of the path, and steps at most: on kinks paths creep
 
 
 @dataclass(frozen=True, eq=False)
