@@ -107,7 +107,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack or network-attack"
+            help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack, network-attack "
+            "or beyond-images"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write; replaced if an earlier study is there")],
@@ -116,7 +117,7 @@ def study(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="folder with natural_images/, mnist/, cifar10/; left out: what scikit-learn brings"),
+        typer.Option(help="folder with natural_images/, mnist/, cifar10/, fsdd/; left out: what scikit-learn brings"),
     ] = None,
     seed: SeedOption = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,

@@ -10,6 +10,8 @@ Journal of Vision 20(12):10. Each is a module of this package with its settings,
 - `neuron-attack`: steepest paths of a toy with three elements and of units learnt on natural patches.
 - `network-attack`: the smallest perturbations of classifiers with and without sparse coding, by the paper's protocol and
   by searches for the smallest one, with alarms for hidden gradients.
+
+One more is not the paper's: `beyond-images` asks the same of sounds, of a table and of texts.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ STUDIES = {  # name and what it asks
     "natural-selectivity": "do fewer natural patches excite them, and patches more like their weights?",
     "neuron-attack": "does the steepest path turn towards what the neuron likes best?",
     "network-attack": "do classifiers of sparse codes need larger perturbations?",
+    "beyond-images": "is the geometry of sounds, tables and texts the same?",
 }
 
 
