@@ -27,7 +27,7 @@ LONGER = 1.1  # times the shortest way: what counts as lost
 SOMETIMES = 0.05  # of the starts
 HIGHER = 0.25  # of the landscape's range: what is to be climbed
 RESOLUTION = 96
-STEPS = 150  # of a steepest path
+STEPS, FEWER = 150, 60  # of a steepest path at most, on landscapes and on networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +44,11 @@ class Ways:
         return (self.greedy > LONGER * self.best).double().masked_fill(~known, torch.nan)
 
 
-def steepest(neuron: Neuron, x: Tensor, level: Tensor | float) -> tuple[Tensor, Tensor]:
+def steepest(neuron: Neuron, x: Tensor, level: Tensor | float, *, steps: int = STEPS) -> tuple[Tensor, Tensor]:
     """Length (case,) of the steepest path, infinite where it ends on the way, NaN where the steps ran out; its points
     (case, knot, *shape).
     """
-    path = gradient_path(neuron, x, level, knots=21, rtol=0.1, max_steps=STEPS)
+    path = gradient_path(neuron, x, level, knots=21, rtol=0.1, max_steps=steps)
     length = path.arclength[:, -1].masked_fill(path.status != int(Status.DONE), torch.nan)
     ended = (path.status == int(Status.FLAT)) | (path.status == int(Status.BLOCKED))
     return length.masked_fill(ended, torch.inf), path.points
@@ -76,7 +76,7 @@ def on_networks(nets: Networks, best: dict[str, Tensor], *, stage: Stage = silen
     found = {}
     with stage("i: steepest paths", len(nets.of), "network") as on_done:
         for name, classifier in nets.of.items():
-            length, _ = steepest(classifier.decision(nets.labels), nets.x, 0.0)
+            length, _ = steepest(classifier.decision(nets.labels), nets.x, 0.0, steps=FEWER)
             found[f"{name} on {nets.name}"] = Ways(length, best[name])
             on_done(1)
     return found

@@ -28,7 +28,7 @@ from isoresponse.trace import trace_attack
 DIAGONAL = math.cos(math.pi / 4)  # nearer to the normal than to the contour
 QUARTER = 0.25  # of the gap that a step of the textbook attacks promises to close
 STEPS = 40
-BUDGET = 30  # gradients of our search: the way there, not the last digits
+BUDGET = 20  # gradients of our search: the way there, not the last digits
 WALK = 0.5  # length of the walk along a contour, in median distances to the boundary
 KNOTS = 11
 MOSTLY = 0.8  # share of images
@@ -94,7 +94,7 @@ def attacks() -> dict[str, Attack]:
         foolbox = foolbox_module()
     except ImportError:
         return found
-    return {"DDN (L2)": from_foolbox(foolbox.attacks.DDNAttack(steps=30)), **found}
+    return {"DDN (L2)": from_foolbox(foolbox.attacks.DDNAttack(steps=20)), **found}
 
 
 def alignment(attack: Attack, neuron: Neuron, x: Tensor, level: float | Tensor) -> Tensor:
