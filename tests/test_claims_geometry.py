@@ -90,20 +90,20 @@ class TestRegions:
         ("curvature", "verdict"), [((0.5, 2.0), SUPPORTED), ((-2.0, -0.5), REFUTED), ((-1.0, 1.0), OPEN)]
     )
     def test_verdict_follows_the_bending(self, curvature: tuple[float, float], verdict: str):
-        shares = {f"{n}": regions.of_toys(24, n, 500, generator=draws(n), curvature=curvature) for n in (2, 4)}
+        shares = {f"{n}": regions.of_toys(20, n, 200, generator=draws(n), curvature=curvature) for n in (2, 4)}
         assert regions.fewer_inputs(shares).verdict == verdict
 
     def test_depends_where_subjects_differ(self):
-        out, inward = (regions.of_toys(24, 2, 500, generator=draws(), curvature=c) for c in ((0.5, 2.0), (-2.0, -0.5)))
+        out, inward = (regions.of_toys(20, 2, 200, generator=draws(), curvature=c) for c in ((0.5, 2.0), (-2.0, -0.5)))
         assert regions.fewer_inputs({"out": out, "in": inward}).verdict == DEPENDS
 
 
 class TestEnsembles:
     def test_straight_neurons_meet_where_least_squares_has_it(self):
-        told = ensembles.of_toys(8, 3, n=6, generator=draws(1))
+        told = ensembles.of_toys(4, 3, n=6, generator=draws(1))
         again = draws(1)
-        axes = torch.stack([ensembles.axes_of(8, 6, again) for _ in range(3)], 1)
-        for i in range(8):  # the least-norm point of the planes, where all of its multipliers are positive
+        axes = torch.stack([ensembles.axes_of(4, 6, again) for _ in range(3)], 1)
+        for i in range(4):  # the least-norm point of the planes, where all of its multipliers are positive
             weights = torch.linalg.solve(axes[i] @ axes[i].T, torch.ones(3, dtype=torch.float64))
             if bool((weights > 0).all()):
                 assert float(told.straight[i]) == pytest.approx(float(weights.sum().sqrt()), rel=1e-5)
@@ -122,36 +122,36 @@ class TestEnsembles:
         assert float(told[0]) == pytest.approx(np.sqrt(2) * t, rel=1e-5)
 
     def test_one_neuron_alone_is_as_near_and_several_are_not(self):
-        alone, two = (ensembles.of_toys(12, k, n=6, generator=draws(k)) for k in (1, 2))
+        alone, two = (ensembles.of_toys(8, k, n=6, generator=draws(k)) for k in (1, 2))
         assert float(np.abs(alone.growth).max()) < 1e-6
         assert ensembles.larger({2: two}, {}).verdict == SUPPORTED
         assert ensembles.larger({1: alone}, {}).verdict == REFUTED
         assert ensembles.larger({1: alone, 2: two}, {"alone": alone}).verdict == DEPENDS
 
     def test_bent_inward_refutes_and_either_way_decides_nothing(self):
-        inward = ensembles.of_toys(12, 2, n=6, generator=draws(), curvature=(-1.0, -0.5))
+        inward = ensembles.of_toys(8, 2, n=6, generator=draws(), curvature=(-1.0, -0.5))
         assert ensembles.larger({2: inward}, {}).verdict == REFUTED
-        outward = ensembles.of_toys(12, 2, n=6, generator=draws(), curvature=(0.5, 1.0))
-        half = torch.arange(12) % 2 == 0
+        outward = ensembles.of_toys(8, 2, n=6, generator=draws(), curvature=(0.5, 1.0))
+        half = torch.arange(8) % 2 == 0
         scale = inward.growth[half.numpy()].mean() / outward.growth[~half.numpy()].mean()
         grown = torch.as_tensor(outward.growth * abs(scale)).exp() * outward.straight
         mixed = replace(outward, bent=torch.where(half, inward.bent, grown))
         assert ensembles.larger({2: mixed}, {}).verdict == OPEN
 
     def test_the_decision_of_neurons_bent_alike_is_as_far_their_excitement_is_not(self):
-        decided, excited = ensembles.of_classes(6, 8, n=8, generator=draws())
+        decided, excited = ensembles.of_classes(5, 8, n=8, generator=draws())
         assert float(np.nanmax(np.abs(decided.growth))) < 1e-3
         assert float(np.nanmin(excited.growth)) > 0.05
 
 
 class TestFocusing:
-    subject = staticmethod(lambda cases=8: {"toys": focusing.toys(cases, 6, generator=draws())})
+    subject = staticmethod(lambda cases=6: {"toys": focusing.toys(cases, 6, generator=draws())})
 
     def test_as_theory_has_it(self):
-        row = focusing.bent(*focusing.toys(6, 8, generator=draws()), samples=200)
+        row = focusing.bent(*focusing.toys(4, 6, generator=draws()), samples=100)
         told = row.distance.numpy()
-        np.testing.assert_allclose(told, np.tile(focusing.focused(np.asarray(row.grid))[:, None], 6), rtol=2e-3)
-        assert focusing.focusing(self.subject(), samples=200).verdict == SUPPORTED
+        np.testing.assert_allclose(told, np.tile(focusing.focused(np.asarray(row.grid))[:, None], 4), rtol=2e-3)
+        assert focusing.focusing(self.subject(), samples=100).verdict == SUPPORTED
 
     def test_a_bending_that_moves_the_tip_refutes(self):
         def moved(neuron: Neuron, x: Tensor, curvature: Tensor) -> Neuron:
@@ -162,10 +162,10 @@ class TestFocusing:
                 given=(curvature.abs(), *other.given),
             )
 
-        assert focusing.focusing(self.subject(), samples=200, bender=moved).verdict == REFUTED
+        assert focusing.focusing(self.subject(), samples=100, bender=moved).verdict == REFUTED
 
     def test_a_bending_that_does_nothing_supports_a_third_of_it(self):
-        found = focusing.focusing(self.subject(), samples=200, bender=lambda neuron, x, c: neuron)
+        found = focusing.focusing(self.subject(), samples=100, bender=lambda neuron, x, c: neuron)
         assert found.verdict == DEPENDS
         assert found.where == "holds: distance unchanged; fails: shrinks once focused, share changes at once"
 
@@ -173,7 +173,7 @@ class TestFocusing:
         def either(neuron: Neuron, x: Tensor, curvature: Tensor) -> Neuron:
             return focusing.parabolas(neuron, x, curvature * torch.tensor([1.0, -1.0]).repeat(len(x))[: len(x)])
 
-        found = focusing.focusing(self.subject(), samples=200, bender=either)
+        found = focusing.focusing(self.subject(), samples=100, bender=either)
         assert found.tests["shrinks once focused: toys"].verdict == OPEN
         assert found.verdict == OPEN
         assert focusing.focusing(self.subject(4), samples=100).verdict == OPEN

@@ -26,7 +26,7 @@ from isoresponse.studies.terrain import draw_terrain, zoom
 LONGER = 1.1  # times the shortest way: what counts as lost
 SOMETIMES = 0.05  # of the starts
 HIGHER = 0.25  # of the landscape's range: what is to be climbed
-RESOLUTION = 96
+RESOLUTION = 64
 STEPS, FEWER = 150, 60  # of a steepest path at most, on landscapes and on networks
 
 

@@ -82,10 +82,9 @@ def of_toys(
     lines = [Neuron(drive, (n,), Box(), "toy", (axes_of(count, n, generator),)) for _ in range(size)]
     bent = [twin(f, x, curvature=uniform(*curvature, count, generator), slope=SLOPE) for f in lines]
     gain = torch.ones(count, dtype=torch.float64)
-    searched = raised(bent, lines, x, gain, torch.arange(count))
     if size == 1:
-        return searched
-    return replace(searched, bent=refined(bent, x, gain), straight=refined(lines, x, gain))
+        return raised(bent, lines, x, gain, torch.arange(count))
+    return Distances(refined(bent, x, gain), refined(lines, x, gain), torch.arange(count))
 
 
 def refined(parts: Sequence[Neuron], x: Tensor, gain: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def refined(parts: Sequence[Neuron], x: Tensor, gain: Tensor) -> Tensor:
             constraints={
                 "type": "ineq", "fun": lambda z, look=look, aim=aim: look(z)[0] - aim, "jac": lambda z, look=look: look(z)[1],
             },
-            options={"maxiter": 200},
+            options={"maxiter": 100},
         )  # fmt: skip
         met = best.success and bool((look(best.x)[0] >= aim - TOLERANCE).all())
         found.append(float(np.linalg.norm(best.x)) if met else math.nan)

@@ -86,7 +86,7 @@ def _shares(
 
 
 def _ensembles(units: SparseUnits, settings: Settings, seed: int, stage: Stage) -> Finding:
-    few = max(5, settings.units // 2)
+    few = max(5, settings.units // 3)
     kept = torch.isin(units.unit, units.unit.unique_consecutive()[:few])
     part = replace(units, x=units.x[kept], unit=units.unit[kept])
     with stage("d: ensembles", len(ensembles.SIZES) + 2, "ensemble") as on_done:
@@ -96,7 +96,7 @@ def _ensembles(units: SparseUnits, settings: Settings, seed: int, stage: Stage) 
             on_done(1)
         decided, excited = ensembles.of_classes(CLASSIFIERS, settings.toys // 2, generator=_draws(seed, 6))
         on_done(1)
-        raised = ensembles.of_units(part, budget=settings.budget // 3)
+        raised = ensembles.of_units(part, budget=settings.budget // 4)
         on_done(1)
     others = {"decision of bent neurons": decided, "excitement of bent neurons": excited, "pairs of LCA units": raised}
     return ensembles.larger(toys, others, seed=seed)
@@ -121,7 +121,11 @@ def _detours(some: Networks, distance: dict[str, Tensor], settings: Settings, se
         on_done(1)
     near = {n: d[: len(some.x)] for n, d in distance.items()}
     return detours.detours(
-        {name: land}, detours.on_networks(some, near, stage=stage), terrain=terrain, example=example, seed=seed
+        {name: land},
+        detours.on_networks(some.only(MLP, CNN), near, stage=stage),
+        terrain=terrain,
+        example=example,
+        seed=seed,
     )
 
 

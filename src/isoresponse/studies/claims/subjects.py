@@ -42,7 +42,7 @@ class Settings:
     """
 
     cases: int = 40
-    toys: int = 40
+    toys: int = 32
     units: int = 24
     starts: int = 1
     samples: int = 2000
@@ -51,8 +51,8 @@ class Settings:
     dictionary_steps: int = 150
     train: int = 10_000
     epochs: int = 30
-    pictures: int = 3000
-    picture_epochs: int = 15
+    pictures: int = 2400
+    picture_epochs: int = 12
     landscape: int = 80
     alarms: bool = False
 
