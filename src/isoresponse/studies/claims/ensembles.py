@@ -175,14 +175,14 @@ def larger(toys: dict[int, Distances], others: dict[str, Distances], *, seed: in
 
     deciding = max((k for k in toys if k <= DECIDING), default=max(toys))
     tests = {
-        f"{deciding} toys at once": claim(
+        f"{deciding} toy{'s' * (deciding > 1)} at once": claim(
             f"{deciding} neurons of equal gap and gradient are farther from being raised together where contours are bent",
             toys[deciding],
         ),
         **{name: claim(f"{name}: a larger perturbation is needed where contours are bent", d) for name, d in others.items()},
     }  # fmt: skip
-    contrast = {f"{k} toys at once": claim(f"{k} of them", d) for k, d in toys.items() if k != deciding}
-    rows = {**{f"{k} toys at once": d for k, d in toys.items()}, **others}
+    contrast = {f"{k} toy{'s' * (k > 1)} at once": claim(f"{k} of them", d) for k, d in toys.items() if k != deciding}
+    rows = {**{f"{k} toy{'s' * (k > 1)} at once": d for k, d in toys.items()}, **others}
     figure = new_figure(7.6, 0.55 * len(rows) + 1.2)
     ax = figure.subplots()
     for i, (name, d) in enumerate(rows.items()):
