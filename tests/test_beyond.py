@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Generator, nn
 
+from isoresponse.classifier import Classifier
+from isoresponse.fraction import adversarial_fraction
+from isoresponse.masking import masking_alarms
 from isoresponse.neuron import Box
+from isoresponse.solve import closest_point
 from isoresponse.studies import beyond_images
 from isoresponse.studies.beyond_data import (
     SAMPLES,
@@ -25,6 +29,7 @@ from isoresponse.studies.beyond_data import (
 )
 from isoresponse.studies.beyond_images import Looked, look, outcome
 from isoresponse.studies.experiment import FAILS, HOLDS, OPEN
+from isoresponse.trace import trace_attack
 
 
 def linear(cases: int = 12, n: int = 5) -> Domain:
@@ -132,3 +137,21 @@ def test_the_whole_study(tmp_path, monkeypatch):
         told = run_study("beyond-images", folder, quick=True)
     assert len(told["claims"]) == 12
     assert "paper" not in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("shape", [(30,), (12, 16), (1, 64)])
+def test_nothing_asks_for_pixels(shape):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 12), nn.GELU(), nn.Linear(12, 3)).double()
+    for weight in net.parameters():
+        weight.data = torch.randn(weight.shape, generator=Generator().manual_seed(1), dtype=torch.float64)
+    made = Classifier.of(net, shape=shape)
+    x = 5 * torch.randn(6, *shape, generator=Generator().manual_seed(0), dtype=torch.float64)
+    labels = made.predict(x)
+    far = [made.closest_adversary(x, labels, norm=norm, budget=30).distance for norm in (1, 2, torch.inf)]
+    assert all(bool((d > 0).all()) for d in far)
+    assert bool((far[0] >= far[1]).all() and (far[1] >= far[2]).all())
+    assert len(masking_alarms(made, x, labels, generator=Generator().manual_seed(0)).smallest) == 6
+    decision = made.decision(labels)
+    told = adversarial_fraction(decision, x, 0.0, far[1], samples=20, generator=Generator().manual_seed(0))
+    assert bool(told.predicted.isfinite().all())
+    assert bool(trace_attack(closest_point, decision, x, 0.0).solution.success.all())
