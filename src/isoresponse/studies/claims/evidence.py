@@ -23,10 +23,11 @@ from isoresponse.studies.claims.subjects import (
     sparse_units,
 )
 from isoresponse.studies.measure import Stage, silent
-from isoresponse.studies.network_results import MLP
+from isoresponse.studies.network_results import LCA_NET, MLP
 from isoresponse.studies.terrain import load_elevation
 
 WATCHED = 0.4  # share of the images on which attacks are watched and directions tried: they cost the most
+FEWEST_ASKED = 16  # images that alarms are asked about
 DIMENSIONS = 16  # of the toys
 CLASSIFIERS = 12  # toy networks, each with some inputs
 
@@ -130,13 +131,12 @@ def _detours(some: Networks, distance: dict[str, Tensor], settings: Settings, se
 
 
 def _doubts(some: Networks, settings: Settings, seed: int, stage: Stage) -> dict[str, str]:
-    """What alarms for hidden gradients say of every network; nothing where they are not asked."""
-    if not settings.alarms:
-        return {}
+    """What alarms for hidden gradients say of the network whose advantage may be due to them; with `alarms`, of every one."""
+    asked = some if settings.alarms else some.only(LCA_NET).some(FEWEST_ASKED)
     raised = {}
-    with stage("j: alarms for hidden gradients", len(some.of), "network") as on_done:
-        for name, classifier in some.of.items():
-            report = masking_alarms(classifier, some.x, some.labels, generator=_draws(seed, 8))
+    with stage("j: alarms for hidden gradients", len(asked.of), "network") as on_done:
+        for name, classifier in asked.of.items():
+            report = masking_alarms(classifier, asked.x, asked.labels, generator=_draws(seed, 8))
             if report.raised:
                 raised[name] = f"Alarms for hidden gradients of the {name} network: {', '.join(report.raised)}."
             on_done(1)
