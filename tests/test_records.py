@@ -72,6 +72,7 @@ def results():
         iso.increasing_share(one, 0.1 * x[:1], samples=50, generator=seed),
         plane,
         iso.response_surface(one, plane, x=(0.0, 1.0), y=(0.0, 1.0), size=3),
+        iso.certify_decision(net, inputs, clf.predict(inputs)),
     ]
     return {type(r).__name__: r for r in made}
 

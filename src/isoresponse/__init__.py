@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoresponse.attacks import Attack, FoolboxAttack, from_foolbox
+    from isoresponse.certificates import Certificate, certify_decision, certify_level, certify_pointwise
     from isoresponse.checks import NeuronCheck, check_neuron
     from isoresponse.chords import chord_jet
     from isoresponse.classifier import Classifier
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from isoresponse.krylov import krylov_jet
     from isoresponse.lattice import LatticeSolution, on_lattice
     from isoresponse.lines import line_mass
+    from isoresponse.lirpa import lirpa_bound
     from isoresponse.loop import Status
     from isoresponse.masking import Alarm, MaskingReport, masking_alarms
     from isoresponse.mass import (
@@ -76,6 +78,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "attacks": ("Attack", "FoolboxAttack", "from_foolbox"),
+    "certificates": ("Certificate", "certify_decision", "certify_level", "certify_pointwise"),
     "checks": ("NeuronCheck", "check_neuron"),
     "chords": ("chord_jet",),
     "classifier": ("Classifier",),
@@ -110,6 +113,7 @@ _HOME = {
     "krylov": ("krylov_jet",),
     "lattice": ("LatticeSolution", "on_lattice"),
     "lines": ("line_mass",),
+    "lirpa": ("lirpa_bound",),
     "loop": ("Status",),
     "masking": ("Alarm", "MaskingReport", "masking_alarms"),
     "mass": (
@@ -143,6 +147,7 @@ __all__ = [
     "Attack",
     "AttackTrace",
     "Box",
+    "Certificate",
     "Classifier",
     "Comparison",
     "CurvatureSpectrum",
@@ -181,6 +186,9 @@ __all__ = [
     "adversarial_fraction",
     "adversarial_subspace",
     "attack_directions",
+    "certify_decision",
+    "certify_level",
+    "certify_pointwise",
     "check_neuron",
     "chord_jet",
     "closest_adversary_attack",
@@ -199,6 +207,7 @@ __all__ = [
     "jointly",
     "krylov_jet",
     "line_mass",
+    "lirpa_bound",
     "local_against_global",
     "local_geometry",
     "masking_alarms",

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from isoresponse.certificates import Certificate
 from isoresponse.distribution import CurvatureSpectrum
 from isoresponse.planes import ResponseSurface
 from isoresponse.susceptibility import Comparison
@@ -248,5 +249,60 @@ def traces(ax: Axes, results: Mapping[str, AttackTrace], *, in_box: bool = True)
     ax.set_ylim(-1.05, 1.05)
     ax.set_xlabel("step")
     ax.set_ylabel("cosine of step and contour normal" + (", in the box" if in_box else ""))
+    ax.legend(fontsize=7)
+    return ax
+
+
+def certified(
+    ax: Axes,
+    certificate: Certificate,
+    measured: Tensor,
+    *,
+    low: Tensor | None = None,
+    high: Tensor | None = None,
+    name: str = "",
+) -> Axes:
+    """Certified bound, predicted interval and measured distance of every case, cases sorted by what was measured.
+
+    The true distance lies between the certified bound and the measured distance. Where the bound is above the measurement,
+    one of them is wrong: such cases are crossed out in red and counted in the title.
+
+    Parameters
+    ----------
+    measured
+        Distances (case,) of points across, NaN where none was found (such cases come last, without a dot).
+    low, high
+        Ends (case,) of predicted intervals, as a calibrated predictor gives them; left out: none are drawn.
+
+    Raises
+    ------
+    ValueError
+        Different numbers of cases, or one end of the intervals without the other.
+    """
+    rows = [t for t in (certificate.lower, measured, low, high) if t is not None]
+    if any(r.shape != measured.shape for r in rows) or (low is None) != (high is None):
+        raise ValueError(
+            f"certified needs one number per case in each row, got shapes {[tuple(r.shape) for r in rows]}."
+        )
+    order = torch.nan_to_num(measured, nan=float("inf")).argsort()
+    place = np.arange(1, len(order) + 1)
+    proved, found = _numpy(certificate.lower[order]), _numpy(measured[order])
+    if low is not None and high is not None:
+        ends = _numpy(low[order]), _numpy(high[order])
+        ax.vlines(place, *ends, color=ORANGE, lw=2.5, alpha=0.7, label="predicted interval")
+    shown = np.isfinite(proved) & (proved > 0)
+    ax.plot(place[shown], proved[shown], "^", ms=3.5, color=BLUE, label=f"certified: none nearer ({shown.sum()})")
+    there = np.isfinite(found)
+    ax.plot(place[there], found[there], ".", ms=5, color=INK, label=f"measured: one as near ({there.sum()})")
+    wrong = _numpy(certificate.contradicted(measured)[order])
+    if wrong.any():
+        ax.plot(place[wrong], found[wrong], "X", ms=9, color=VERMILION, mec="white", zorder=6, label="contradiction")
+    ax.set_yscale("log")
+    ax.set_xlabel("case, by its measured distance")
+    ax.set_ylabel("distance (input units)")
+    ax.set_title(
+        f"{name}: certified > measured in {wrong.sum()} of {len(wrong)}" if name else
+        f"certified > measured in {wrong.sum()} of {len(wrong)}", fontsize=10,
+    )  # fmt: skip
     ax.legend(fontsize=7)
     return ax
