@@ -107,8 +107,8 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack, network-attack "
-            "or beyond-images"
+            help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack, network-attack, "
+            "beyond-images or bit-depth"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write; replaced if an earlier study is there")],

@@ -149,7 +149,7 @@ def curvature_histograms(
         smallest = min([smallest, *shares[shares > 0]])
         lost = len(everything[name]) - len(v)
         label = f"{name} ({len(v)}" + (f", {lost} not finite)" if lost else ")")
-        color, dash = _HUES[i % len(_HUES)], _DASHES[(i + i // len(_HUES)) % len(_DASHES)]
+        color, dash = HUES[i % len(HUES)], _DASHES[(i + i // len(HUES)) % len(_DASHES)]
         ax.stairs(shares, edges, color=color, ls=dash, lw=1.6, label=label)
     ax.set_ylim(0.5 * smallest, 1.5)
     ax.set_yscale("log")
@@ -184,7 +184,7 @@ def curvature_spectrum(ax: Axes, spectrum: CurvatureSpectrum, *, case: int = 0, 
     return ax
 
 
-_HUES = (BLUE, VERMILION, GREEN, INK, ORANGE, PURPLE, SKY)
+HUES = (BLUE, VERMILION, GREEN, INK, ORANGE, PURPLE, SKY)
 _DASHES: tuple[Any, ...] = (
     "-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (10, 3)), (0, (2, 4)),
 )  # fmt: skip
@@ -236,7 +236,7 @@ def traces(ax: Axes, results: Mapping[str, AttackTrace], *, in_box: bool = True)
         if last == 0:
             continue
         low, middle, high = np.nanpercentile(cosine[:, :last], [25, 50, 75], axis=0)
-        color, dash = _HUES[i % len(_HUES)], _DASHES[(i + i // len(_HUES)) % len(_DASHES)]
+        color, dash = HUES[i % len(HUES)], _DASHES[(i + i // len(HUES)) % len(_DASHES)]
         steps = np.arange(1, last + 1)
         ax.fill_between(steps, low, high, color=color, alpha=0.12, lw=0)
         ax.plot(steps, middle, color=color, ls=dash, lw=1.6, label=f"{name} ({len(cosine)})")

@@ -11,7 +11,8 @@ Journal of Vision 20(12):10. Each is a module of this package with its settings,
 - `network-attack`: the smallest perturbations of classifiers with and without sparse coding, by the paper's protocol and
   by searches for the smallest one, with alarms for hidden gradients.
 
-One more is not the paper's: `beyond-images` asks the same of sounds, of a table and of texts.
+Others are not the paper's: `beyond-images` asks the same of sounds, of a table and of texts; `bit-depth` how large smallest
+perturbations are in grey levels, and what 8 bits make of them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ STUDIES = {  # name and what it asks
     "neuron-attack": "does the steepest path turn towards what the neuron likes best?",
     "network-attack": "do classifiers of sparse codes need larger perturbations?",
     "beyond-images": "is the geometry of sounds, tables and texts the same?",
+    "bit-depth": "how large are smallest perturbations in grey levels, and what do 8 bits make of them?",
 }
 
 

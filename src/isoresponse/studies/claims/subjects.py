@@ -187,7 +187,7 @@ def networks(data: Path | None, settings: Settings, *, seed: int = 0, stage: Sta
         convolutional = zoo.trained("cnn", _first(images, settings.train), seed=seed).double()
         on_done(1)
     nets = {MLP: made[MLP], CNN: convolutional, LCA_NET: made[LCA_NET], POINTWISE: made[POINTWISE]}
-    return _judged(nets, images, settings.cases, seed)
+    return judged(nets, images, settings.cases, seed)
 
 
 def pictures(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> dict[str, Networks]:
@@ -220,7 +220,7 @@ def _seen(task: str, images: Data, settings: Settings, seed: int, stage: Stage) 
             fit(net, *some.train, epochs=epochs, on_epoch=lambda _done, _all: on_done(1))
 
         cached(net, f"{images.name}-claims-{settings.train}-{epochs}", some, train, seed=seed)
-    return _judged({CNN: net.double()}, images, settings.cases, seed)
+    return judged({CNN: net.double()}, images, settings.cases, seed)
 
 
 def sparse_units(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> SparseUnits:
@@ -264,7 +264,7 @@ def starts_of(activity: Tensor, shown: Tensor, units: int, starts: int, seed: in
     return shown[nearest.T.flatten()], chosen.repeat_interleave(starts)
 
 
-def _judged(nets: dict[str, nn.Sequential], images: Data, cases: int, seed: int) -> Networks:
+def judged(nets: dict[str, nn.Sequential], images: Data, cases: int, seed: int) -> Networks:
     """The networks with test images that all of them decide right.
 
     Raises
