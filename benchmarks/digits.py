@@ -4,7 +4,7 @@
 
 One table per model: success, mean ratio to the per-case best of all attacks in the run, gradients and forward
 passes per case, time relative to ours, and the share of our time that is spent inside the network. Then the
-predictions of order 0, 1, 2 against that best. `--ablate` adds the choices behind two constants.
+predictions of every tier of cost against that best. `--ablate` adds the choices behind two constants.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import foolbox
 import torch
 from torch import Tensor
 
-import isoresponse.classifier
 import isoresponse.contour
-import isoresponse.susceptibility
-from isoresponse import Box, Classifier, Solution, compare, from_foolbox
+from isoresponse import Box, Classifier, FootPoints, Krylov, Solution, compare, from_foolbox
 from isoresponse.models import digits as zoo
+from isoresponse.predictors import TIERS
 
 
 def timed(run: Callable[[], Solution]) -> tuple[Solution, float]:
@@ -84,9 +83,9 @@ def bench(name: str, data: zoo.Data, cases: int, ablate: bool) -> None:
     begin = time.perf_counter()
     Classifier.of(clocked, shape=shape, box=Box(0, 1)).closest_adversary(x, labels)
     print(f"  share of our time inside the network: {clocked.seconds / (time.perf_counter() - begin):.0%}")
-    for k in (0, 1, 2):
-        told = clf.predict_distance(x, labels, order=k)
-        predicted_row(f"prediction, order {k}", told, best, clf.classes - 1)
+    for tier, predictor in enumerate(TIERS):
+        told = clf.predict_distance(x, labels, predictor=predictor)
+        predicted_row(f"tier {tier}, {type(predictor).__name__}", told, best, clf.classes - 1)
     if ablate:
         ablation(clf, x, labels, best)
 
@@ -101,12 +100,11 @@ def predicted_row(name: str, told: isoresponse.Prediction, best: Tensor, rivals:
 
 
 def ablation(clf: Classifier, x: Tensor, labels: Tensor, best: Tensor) -> None:
-    """Krylov steps of the prediction, and secant memory of the search; the defaults are restored."""
-    default = isoresponse.susceptibility.predict_distance
-    for steps in (1, 2, 4, 8):
-        isoresponse.classifier.predict_distance = lambda *a, _s=steps, **k: default(*a, steps=_s, **k)
-        predicted_row(f"order 2, {steps} Krylov steps", clf.predict_distance(x, labels, order=2), best, clf.classes - 1)
-    isoresponse.classifier.predict_distance = default
+    """Krylov steps and foot points of the prediction, and secant memory of the search, whose default is restored."""
+    for kind in (Krylov, FootPoints):
+        for steps in (1, 2, 4, 8):
+            told = clf.predict_distance(x, labels, predictor=kind(steps))
+            predicted_row(f"{kind.__name__}({steps})", told, best, clf.classes - 1)
     memory = isoresponse.contour.MEMORY
     for pairs in (1, 3, 6, 12):
         isoresponse.contour.MEMORY = pairs

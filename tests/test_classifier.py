@@ -76,12 +76,11 @@ def test_the_nearest_boundary_of_a_linear_classifier(linear):
 def test_predictions_of_a_linear_classifier(linear):
     net, clf, x, labels = linear
     gap, distance = boundaries(net, x, labels)
-    torch.testing.assert_close(clf.predict_distance(x, labels, order=0).distance, gap.amin(1))
-    for order in (1, 2):
-        told = clf.predict_distance(x, labels, order=order)
+    torch.testing.assert_close(clf.predict_distance(x, labels, predictor=0).distance, gap.amin(1))
+    for tier in (1, 2, 3, 4):
+        told = clf.predict_distance(x, labels, predictor=tier)
         torch.testing.assert_close(told.distance, distance.amin(1), rtol=1e-9, atol=0)
         torch.testing.assert_close(told.displacement.norm(dim=1), told.distance)
-        assert told.order == order
 
 
 def test_margin_and_decision_are_differences_of_scores(generator):
@@ -106,8 +105,8 @@ def test_an_input_already_decided_otherwise_is_at_distance_zero(linear):
     assert torch.equal(mixed.point[3], x[3])
     others = torch.arange(12) != 3
     torch.testing.assert_close(mixed.distance[others], right.distance[others])
-    for order in (0, 1, 2):
-        told = clf.predict_distance(x, wrong, order=order)
+    for tier in (0, 1, 2, 3, 4):
+        told = clf.predict_distance(x, wrong, predictor=tier)
         assert names(told.status)[3] == "ALREADY"
         assert told.distance[3] == 0
         assert names(told.status).count("ALREADY") == 1
@@ -121,8 +120,8 @@ def test_constant_scores_have_no_boundary(generator, constant):
     assert not found.success.any()
     for numbers in (found.distance, found.value, found.optimality, found.point[:, 0]):
         assert numbers.isnan().all()
-    for order in (1, 2):
-        told = clf.predict_distance(x, labels, order=order)
+    for tier in (1, 2, 3, 4):
+        told = clf.predict_distance(x, labels, predictor=tier)
         assert names(told.status) == ["FLAT"] * 4
         assert told.distance.isnan().all()
 
@@ -174,9 +173,9 @@ def test_reported_costs_are_the_true_costs(generator, build):
     watched, x = Observed(build(generator)), uniform(9, 6, generator=generator)
     clf = Classifier.of(watched, shape=(6,), box=Box(0.0, 1.0))
     labels = clf.predict(x)
-    for order in (None, 0, 1, 2):
+    for tier in (None, 0, 1, 2, 3, 4):
         watched.forwards = watched.gradients = 0
-        told = clf.closest_adversary(x, labels) if order is None else clf.predict_distance(x, labels, order=order)
+        told = clf.closest_adversary(x, labels) if tier is None else clf.predict_distance(x, labels, predictor=tier)
         assert int(told.gradients.sum()) == watched.gradients
         assert int(told.forwards.sum()) == watched.forwards
 
@@ -233,7 +232,7 @@ def test_invalid_labels_are_refused(generator, unchecked, labels, error, message
         ),
         (lambda c, x, y: c.closest_adversary(x, y, batch_size=0), "batch_size must be at least 1 case, got 0"),
         (lambda c, x, y: c.predict_distance(x, y, batch_size=-1), "batch_size must be at least 1 case, got -1"),
-        (lambda c, x, y: c.predict_distance(x, y, order=3), r"order must be 0 \(margin\), 1 .*got 3"),
+        (lambda c, x, y: c.predict_distance(x, y, predictor=9), r"a tier of cost from 0 \(margin\) .*got 9"),
     ],
 )
 def test_invalid_questions_are_refused(generator, ask, message):

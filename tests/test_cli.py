@@ -97,7 +97,7 @@ def test_a_report_on_ones_own_model_with_vector_inputs(run, place, small):
     assert str(report / "index.html") in out
     for stage in (
         "load libraries",
-        "predict, order 2",
+        "predict, tier 4",
         "measure, closest adversary",
         "measure, foolbox",
         "draw and write",

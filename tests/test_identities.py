@@ -144,8 +144,8 @@ def test_from_outside_a_ball_of_low_response_first_order_underestimates_by_the_k
     r, c = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64), 9.0
     x = torch.stack([0 * r, r], 1)
     neuron = Neuron(lambda x: x.square().sum(1), (2,))
-    torch.testing.assert_close(predict_distance(neuron, x, c, order=1).distance, (c - r**2) / (2 * r))
-    torch.testing.assert_close(predict_distance(neuron, x, c, order=2).distance, 3 - r, rtol=1e-9, atol=0)
+    torch.testing.assert_close(predict_distance(neuron, x, c, predictor=1).distance, (c - r**2) / (2 * r))
+    torch.testing.assert_close(predict_distance(neuron, x, c, predictor=3).distance, 3 - r, rtol=1e-9, atol=0)
     torch.testing.assert_close(closest_point(neuron, x, c).distance, 3 - r, rtol=1e-9, atol=0)
 
 

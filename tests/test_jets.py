@@ -126,7 +126,7 @@ def test_the_proposed_scale_is_the_first_order_distance(generator):
     known = quadric(4, generator=generator)
     torch.testing.assert_close(
         propose_scale(known.neuron, known.x, known.level),
-        predict_distance(known.neuron, known.x, known.level, order=1).distance,
+        predict_distance(known.neuron, known.x, known.level, predictor=1).distance,
     )
     neuron = Neuron(lambda x: x.relu().sum(1), (2,))
     scale = propose_scale(neuron, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), 3.0)

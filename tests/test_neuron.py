@@ -105,6 +105,12 @@ def test_invalid_inputs_are_refused_with_what_was_expected(unchecked, x, error, 
         unchecked(require_inputs)(x, (2,), Box(0.0, 1.0))
 
 
+def test_a_neuron_made_for_other_cases_is_refused(generator):
+    known = quadric(3, 4, generator=generator)
+    with pytest.raises(ValueError, match="was made for 3 cases, of which each has arguments of its own, got 2 in x"):
+        known.neuron.require_inputs(known.x[:2])
+
+
 def test_a_per_element_box_is_named_by_its_range():
     neuron = Neuron(lambda x: x.sum(1), (2,), Box(torch.tensor([0.0, -1.0]), 1.0))
     with pytest.raises(ValueError, match=r"lie in the box \[tensor in -1..0, 1\]"):

@@ -124,4 +124,5 @@ def test_natural_images_give_oriented_localised_edges():
     fits = [fit_gabors(d, (8, 8)) for d in (learnt, start)]
     alike = [float((fit.explained > 0.75).double().mean()) for fit in fits]
     assert alike[0] > 0.85 > 0.25 > alike[1]
-    assert fits[0].edges(explained=0.75).double().mean() > 0.1  # elements of 8 x 8 pixels hardly hold one
+    edges = [float(fit.edges(explained=0.75).double().mean()) for fit in fits]
+    assert edges[0] > 0.05 > edges[1]  # elements of 8 x 8 pixels hardly hold one

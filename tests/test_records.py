@@ -43,7 +43,7 @@ def results():
         iso.on_lattice(clf.decision(clf.predict(inputs)), inputs, found, 0.0, levels=16),
         iso.trace_attack(iso.closest_point, neuron, x, known.level, mei=x[0], keep_points=True),
         iso.closest_point(neuron, x, known.level),
-        iso.predict_distance(neuron, x, known.level, order=2),
+        iso.predict_distance(neuron, x, known.level),
         jet,
         iso.local_geometry(jet),
         iso.principal_curvatures(jet, 2, generator=seed),

@@ -61,7 +61,7 @@ def test_a_scale_wider_than_the_box_is_not_smoothed_over():
 
 def test_the_networks_scale_is_the_classifiers_first_order_prediction():
     asked = study.network("digits-mlp", 5)
-    told = iso.predict_distance(asked.neuron, asked.x, 0.0, order=1).distance
+    told = iso.predict_distance(asked.neuron, asked.x, 0.0, predictor=1).distance
     torch.testing.assert_close(asked.proposed, told)
 
 

@@ -63,10 +63,10 @@ def test_every_number_the_issue_asks_for_is_in_the_summary(study, ordinary):
     assert numbers["measured"]["closest_adversary"]["success"] == 1.0
     assert numbers["measured"]["closest_adversary"]["mean_l2"] == pytest.approx(float(ours.distance.mean()), rel=1e-6)
     assert numbers["measured"]["foolbox_ddn"]["gradients_per_case"] == 20
-    for order in ("order0", "order1", "order2"):
-        row = numbers["prediction"][order]
+    for tier in ("tier0", "tier1", "tier3", "tier4"):
+        row = numbers["prediction"][tier]
         assert all(math.isfinite(row[k]) for k in ("spearman", "kendall", "r2", "median_abs_log_error"))
-    assert numbers["prediction"]["order2"]["gradients_per_case"] / 9 <= 12
+    assert numbers["prediction"]["tier4"]["gradients_per_case"] / 9 <= 12
     assert set(numbers["perturbation"]) == {"median_rms", "median_grey_levels", "survives_8bit"}
     assert numbers["perturbation"]["median_grey_levels"] == pytest.approx(255 * numbers["perturbation"]["median_rms"])
     assert {"isoresponse", "torch", "foolbox", "python"} <= set(numbers["versions"])
@@ -156,9 +156,9 @@ def test_an_unattackable_model_has_success_zero_and_no_distance(constant, tmp_pa
         assert row["mean_l2"] is None
         assert row["median_l2"] is None
         assert 0 < row["success_interval95"][1] < 0.5
-    assert numbers["prediction"]["order2"]["spearman"] is None
-    assert numbers["prediction"]["order2"]["failed"] == 11
-    assert numbers["prediction"]["order0"]["failed"] == 0
+    assert numbers["prediction"]["tier4"]["spearman"] is None
+    assert numbers["prediction"]["tier4"]["failed"] == 11
+    assert numbers["prediction"]["tier0"]["failed"] == 0
     assert set(numbers["perturbation"].values()) == {None}
     assert any("did not change" in note for note in numbers["notes"])
     table = read_store(tmp_path / "report" / "results.zarr")
@@ -369,8 +369,8 @@ def test_an_ordinary_page_says_what_was_looked_for_and_raises_nothing(report):
 
 def test_the_summary_is_strict_json_with_its_origin(report, ordinary):
     numbers = strict(report / "summary.json")
-    told = ordinary["prediction"]["order2"]["spearman"]
-    assert numbers["prediction"]["order2"]["spearman"] == pytest.approx(told)
+    told = ordinary["prediction"]["tier4"]["spearman"]
+    assert numbers["prediction"]["tier4"]["spearman"] == pytest.approx(told)
     assert numbers["provenance"]["settings"]["referee_steps"] == 20
     page = (report / "index.html").read_text(encoding="utf-8")
     assert f"{told:.3f}" in page
@@ -387,16 +387,16 @@ def test_the_store_keeps_every_case(report, study):
     np.testing.assert_array_equal(table["case"], study.index)
     np.testing.assert_array_equal(table["input"].values, study.x.numpy())
     assert table["input"].dims == ("case", "channel", "height", "width")
-    for name in ("closest_adversary", "foolbox_ddn", "order0", "order1", "order2"):
+    for name in ("closest_adversary", "foolbox_ddn", "tier0", "tier1", "tier3", "tier4"):
         assert table[f"{name}_distance"].dims == ("case",)
         assert "flag_meanings" in table[f"{name}_status"].attrs
         assert table[f"{name}_distance"].attrs["long_name"]
-    assert table["order2_distance"].attrs["units"] == "input"
+    assert table["tier4_distance"].attrs["units"] == "input"
     assert json.loads(table.attrs["settings"])["model"] == "digits-mlp"
 
 
 def test_the_margin_is_stored_in_response_units(report):
-    assert read_store(report / "results.zarr")["order0_distance"].attrs.get("units") == "response"
+    assert read_store(report / "results.zarr")["tier0_distance"].attrs.get("units") == "response"
 
 
 def interrupted(out, error):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoresponse.attacks import Attack, FoolboxAttack, from_foolbox
+    from isoresponse.calibration import Calibrated, calibrate
     from isoresponse.certificates import Certificate, certify_decision, certify_level, certify_pointwise
     from isoresponse.checks import NeuronCheck, check_neuron
     from isoresponse.chords import chord_jet
@@ -66,18 +67,22 @@ if TYPE_CHECKING:
     from isoresponse.paiton2020 import PublishedCurvatures, published_curvatures
     from isoresponse.paths import Path, gradient_path, iso_walk
     from isoresponse.planes import Plane, ResponseSurface, contours, response_surface
+    from isoresponse.prediction import Boundaries, Doubt, Prediction, Predictor
+    from isoresponse.predictors import AlongTheWay, Clever, FirstOrder, FootPoints, Krylov, Margin
+    from isoresponse.scales import ManyScales
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point
     from isoresponse.subset import subset_mass
     from isoresponse.subspace import AdversarialSubspace, adversarial_subspace
     from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
-    from isoresponse.susceptibility import Comparison, Prediction, compare, predict_distance, propose_scale
+    from isoresponse.susceptibility import Comparison, compare, predict_distance, propose_scale
     from isoresponse.trace import AttackTrace, trace_attack
 
 __version__ = "0.1.0"
 
 _HOME = {
     "attacks": ("Attack", "FoolboxAttack", "from_foolbox"),
+    "calibration": ("Calibrated", "calibrate"),
     "certificates": ("Certificate", "certify_decision", "certify_level", "certify_pointwise"),
     "checks": ("NeuronCheck", "check_neuron"),
     "chords": ("chord_jet",),
@@ -132,35 +137,48 @@ _HOME = {
     "paiton2020": ("PublishedCurvatures", "published_curvatures"),
     "paths": ("Path", "gradient_path", "iso_walk"),
     "planes": ("Plane", "ResponseSurface", "contours", "response_surface"),
+    "prediction": ("Boundaries", "Doubt", "Prediction", "Predictor"),
+    "predictors": ("AlongTheWay", "Clever", "FirstOrder", "FootPoints", "Krylov", "Margin"),
+    "scales": ("ManyScales",),
     "sections": ("SectionCurvature", "plane_basis", "sagitta_curvature", "section", "section_curvature"),
     "solve": ("closest_point",),
     "subset": ("subset_mass",),
     "subspace": ("AdversarialSubspace", "adversarial_subspace"),
     "survey": ("PlaneSurvey", "SurveyGrid", "survey_planes"),
-    "susceptibility": ("Comparison", "Prediction", "compare", "predict_distance", "propose_scale"),
+    "susceptibility": ("Comparison", "compare", "predict_distance", "propose_scale"),
     "trace": ("AttackTrace", "trace_attack"),
 }
 
 __all__ = [
     "AdversarialSubspace",
     "Alarm",
+    "AlongTheWay",
     "Attack",
     "AttackTrace",
+    "Boundaries",
     "Box",
+    "Calibrated",
     "Certificate",
     "Classifier",
+    "Clever",
     "Comparison",
     "CurvatureSpectrum",
     "Curvatures",
+    "Doubt",
+    "FirstOrder",
     "FlatHessianWarning",
     "FoolboxAttack",
+    "FootPoints",
     "Fraction",
     "GridSolution",
     "Jet",
     "JetBuilder",
+    "Krylov",
     "LatticeSolution",
     "LocalGeometry",
     "LocalGlobal",
+    "ManyScales",
+    "Margin",
     "MaskingReport",
     "Mass",
     "MeanCurvature",
@@ -173,6 +191,7 @@ __all__ = [
     "PlaneSurvey",
     "PredictedMass",
     "Prediction",
+    "Predictor",
     "PublishedCurvatures",
     "ResponseSurface",
     "SecondOrderMass",
@@ -186,6 +205,7 @@ __all__ = [
     "adversarial_fraction",
     "adversarial_subspace",
     "attack_directions",
+    "calibrate",
     "certify_decision",
     "certify_level",
     "certify_pointwise",

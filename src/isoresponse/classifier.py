@@ -18,15 +18,13 @@ from torch import Tensor, nn
 
 from isoresponse.crossing import Problem, Solution
 from isoresponse.hooks import as_shape, forward_of, probe
-from isoresponse.loop import Status, join, mark, put, status_tensor, take
+from isoresponse.loop import Status, join, put, status_tensor
 from isoresponse.neuron import Box, Neuron, flatten, gradient_of, require_inputs
 from isoresponse.norms import require_norm
-from isoresponse.rivals import CANDIDATES, Ranked, first_smallest, nearest_of_all, rank
+from isoresponse.prediction import Boundaries, Prediction, Predictor
+from isoresponse.rivals import CANDIDATES, Ranked, nearest_of_all, rank
 from isoresponse.solve import require_search
-from isoresponse.susceptibility import Prediction, predict_distance
-
-MOST_PREDICTED = 10  # rivals, by score, for which a distance is predicted
-UNLIKELY = 1.5  # a rival this many times farther than the nearest, to first order, is not predicted to second order
+from isoresponse.susceptibility import as_predictor
 
 Result = TypeVar("Result")
 OnCases = Callable[[int], object]  # told how many cases have just been finished
@@ -196,59 +194,50 @@ class Classifier:
         x: Float[Tensor, "case *shape"],
         labels: Int[Tensor, " case"],
         *,
-        order: int = 2,
+        predictor: Predictor | int = 4,
+        norm: float = 2.0,
         batch_size: int = 256,
         on_cases: OnCases | None = None,
     ) -> Prediction:
-        """Predicted distance to the nearest decision boundary, from geometry at the input, without a search.
+        """Predicted size of the smallest change, inside the box, that makes the decision differ from `labels`.
 
-        The smallest prediction over the rival classes; see `susceptibility.predict_distance` for the
-        orders. Order 2 is computed for the rivals that order 1 leaves in the running.
+        Told from geometry, without a search, for the nearest of the boundaries with the nine best rivals. A case that is
+        decided otherwise already has distance 0. See `susceptibility.predict_distance` for what can be asked.
 
         Raises
         ------
         ValueError, TypeError
-            Invalid inputs or labels, an unknown order.
+            Invalid inputs or labels, an unknown norm or tier, something that cannot be asked.
         """
         self.require_labelled(x, labels)
-        if order not in (0, 1, 2):
-            raise ValueError(f"order must be 0 (margin), 1 (spacing) or 2 (curvature), got {order}.")
-        return _batched(lambda a, b: self._predict(a, b, order), x.detach(), labels.long(), batch_size, on_cases)
+        require_norm(norm)
+        asked = as_predictor(predictor)
 
-    def _predict(self, x: Tensor, labels: Tensor, order: int) -> Prediction:
-        if order == 0:
-            gap = predict_distance(self.decision(labels), x, 0.0, order=0)
-            below = self.predict(x) == labels
-            distance = torch.where(below, gap.distance, torch.zeros_like(gap.distance))
-            status = mark(gap.status, (~below, Status.ALREADY))
-            return replace(gap, distance=distance, status=status, forwards=gap.forwards + 1)
-        ranked = self._rank(x, labels, MOST_PREDICTED)
-        cases, rivals = ranked.pairs(ranked.in_running(ranked.distance.shape[1], UNLIKELY))
-        spent = torch.full_like(labels, ranked.distance.shape[1])
-        if order == 1:
-            nearest = ranked.distance.argmin(1)
-            first = ranked.feet[torch.arange(len(x), device=x.device), nearest]
-            status = ranked.status.gather(1, nearest[:, None])[:, 0]
-            zero = torch.zeros_like(first[:, 0])
-            told = Prediction.of(
-                1, first.reshape(x.shape), status,
-                scale=zero, error=zero * torch.nan, gradients=spent, forwards=torch.ones_like(spent),
-            )  # fmt: skip
-        else:
-            each = predict_distance(self.margin(labels[cases], rivals), x[cases], 0.0, order=2)
-            best = first_smallest(each.distance, cases, len(x))
-            gradients = spent.index_add(0, cases, each.gradients)
-            forwards = torch.ones_like(spent).index_add(0, cases, each.forwards)
-            told = replace(take(each, best), gradients=gradients, forwards=forwards)
-        already = self.predict(x) != labels
-        shaped = already.reshape(-1, *[1] * (x.ndim - 1))
-        return replace(
-            told,
-            distance=told.distance.masked_fill(already, 0.0),
-            displacement=told.displacement.masked_fill(shaped, 0.0),
-            status=mark(told.status, (already, Status.ALREADY)),
-            forwards=told.forwards + 1,
-        )
+        def predicted(some: Tensor, theirs: Tensor) -> Prediction:
+            ask = self._boundaries(some, theirs, norm)
+            told = ask.put_to(asked, ask.below > 0)
+            return replace(told, displacement=told.displacement.reshape(some.shape), forwards=told.forwards + 1)
+
+        return _batched(predicted, x.detach(), labels.long(), batch_size, on_cases)
+
+    def _boundaries(self, x: Tensor, labels: Tensor, norm: float) -> Boundaries:
+        """The boundaries between the class of each case and its rivals; one forward pass."""
+        start = x.flatten(1)
+        with torch.no_grad():
+            scores = self.logits(x)
+        own = scores.gather(1, labels[:, None])
+        others = scores.scatter(1, labels[:, None], -torch.inf)
+        best, rivals = others.topk(min(self.classes - 1, CANDIDATES), dim=1)
+        owner = torch.arange(len(x), device=x.device).repeat_interleave(rivals.shape[1])
+        gaps, rival = (best - own).flatten(), rivals.flatten()
+
+        def problem(neuron: Neuron, at: Tensor) -> Problem:
+            zero = torch.zeros_like(at[:, 0])
+            return Problem(flatten(neuron, at), at, zero, zero - 1, float(norm))
+
+        each = problem(self.margin(labels[owner], rival), start[owner])
+        below = gaps[:: rivals.shape[1]]
+        return Boundaries(problem(self.decision(labels), start), each, owner, rival, below, gaps)
 
     def _closest(self, x: Tensor, labels: Tensor, targets: Tensor | None, settings: _Settings) -> Solution:
         """Solutions of the cases still decided as labelled; the others are there already, for one forward pass."""

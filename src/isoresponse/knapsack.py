@@ -183,7 +183,7 @@ class _Knapsack:
         cost, gain, rank = (torch.cat(parts, 1) for parts in (costs, gains, ranks))
         # far from the price, an exchange loses more than the last level can cost
         loss = rank * ((cost - price[:, None] * gain).abs() + VARIETY * cost.abs())
-        core = loss.topk(min(CORE, loss.shape[1]), dim=1, largest=False, sorted=False).indices
+        core = loss.sort(dim=1, stable=True).indices[:, :CORE]  # among equals the first, in any batch
         cost, gain = cost.gather(1, core), gain.gather(1, core)
         cost = cost.nan_to_num(posinf=float(torch.finfo(cost.dtype).max) / (2 * CORE))
         bits = torch.arange(2 ** core.shape[1], device=core.device)[:, None] >> torch.arange(

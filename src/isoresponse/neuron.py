@@ -262,6 +262,12 @@ class Neuron:
     def require_inputs(self, x: Tensor, what: str = "x") -> None:
         """Raise ValueError (TypeError for a wrong kind) unless `x` is a valid batch of inputs."""
         require_inputs(x, self.shape, self.box, what)
+        for own in self.given:
+            if len(own) != len(x):
+                raise ValueError(
+                    f"{self.name} was made for {len(own)} cases, of which each has arguments of its own, got {len(x)} in {what}; "
+                    "make it for these, e.g. clf.decision(labels[:5]) for x[:5]."
+                )
 
 
 def flatten(neuron: Neuron, like: Tensor) -> Neuron:

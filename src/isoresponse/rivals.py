@@ -20,8 +20,8 @@ from isoresponse.approach import Approach, approach, first_pace, signs_without_p
 from isoresponse.crossing import Problem, Solution
 from isoresponse.loop import failed, join, take
 from isoresponse.norms import nearest_in_plane
+from isoresponse.predictors import first_order_status
 from isoresponse.solve import elsewhere, far_end, polished, settle
-from isoresponse.susceptibility import first_order_status
 
 CANDIDATES = 9  # rivals, by score, whose first-order distance is computed
 HOPELESS = 3.0  # a rival this many times farther than the nearest, to first order, is not followed

@@ -69,7 +69,8 @@ def section(neuron: Neuron, x: Float[Tensor, "case *shape"], basis: Float[Tensor
     shape = neuron.shape
 
     def response(c: Tensor, origin: Tensor, directions: Tensor, *given: Tensor) -> Tensor:
-        at = origin + torch.einsum("ci,cin->cn", c, directions).reshape(len(c), *shape)
+        # no matrix product: its sums over all elements are not pairwise, and float32 loses four digits at image size
+        at = origin + (c[:, :, None] * directions).sum(1).reshape(len(c), *shape)
         return neuron.response(at, *given)
 
     return Neuron(response, (2,), Box(), f"{neuron.name} in a plane", (x.detach(), basis.detach(), *neuron.given))
@@ -134,7 +135,7 @@ def section_curvature(
     flat = inside.gradient
     eps = torch.finfo(x.dtype).eps
     steepness, seen = length(gradient), length(flat)
-    within = torch.einsum("cin,cn->ci", basis, gradient)
+    within = (basis * gradient[:, None]).sum(2)
     cut, missed = length(within), length(gradient - torch.einsum("ci,cin->cn", within, basis))
     lower, upper = (bound.expand(neuron.shape).flatten() for bound in neuron.box.bounds(x))
     reach = (inside.scale[:, None, None] * basis).abs().amax(1)

@@ -26,12 +26,13 @@ from isoresponse.classifier import OnCases
 from isoresponse.crossing import Solution
 from isoresponse.loop import Status, count_statuses, join, take
 from isoresponse.masking import Alarm, MaskingReport, masking_alarms
+from isoresponse.prediction import Prediction
 from isoresponse.records import to_dataset, versions
 from isoresponse.studies.sizes import perturbation_sizes
 from isoresponse.studies.subject import Subject
-from isoresponse.susceptibility import Comparison, Prediction, compare
+from isoresponse.susceptibility import Comparison, compare
 
-ORDERS = (0, 1, 2)
+TIERS = (0, 1, 3, 4)  # of the predictions that are made
 OURS, THEIRS = "closest_adversary", "foolbox_ddn"
 RESAMPLES = 500
 AGREEMENT = ("spearman", "kendall", "r2", "median_abs_log_error", "bias")
@@ -128,10 +129,10 @@ def measure(subject: Subject, settings: Settings, *, stage: Stage = silent) -> S
         classifier.decision(labels[some]), x[some], generator=torch.Generator().manual_seed(settings.seed)
     )
     study = Study(subject, settings, index, x, labels, float(right.double().mean()), check)
-    for predicted_order in ORDERS:
-        with _timed(study, f"order{predicted_order}"), stage(f"predict, order {predicted_order}", len(x)) as on_cases:
-            study.predicted[predicted_order] = classifier.predict_distance(
-                x, labels, order=predicted_order, batch_size=settings.batch_size, on_cases=on_cases
+    for tier in TIERS:
+        with _timed(study, f"tier{tier}"), stage(f"predict, tier {tier}", len(x)) as on_cases:
+            study.predicted[tier] = classifier.predict_distance(
+                x, labels, predictor=tier, batch_size=settings.batch_size, on_cases=on_cases
             )
     with _timed(study, OURS), stage("measure, closest adversary", len(x)) as on_cases:
         study.measured[OURS] = classifier.closest_adversary(
@@ -196,7 +197,7 @@ def _timed(study: Study, what: str) -> Iterator[None]:
 
 
 def comparisons(study: Study) -> dict[int, Comparison]:
-    """Agreement of each order's prediction with the smallest measured distance."""
+    """Agreement of each tier's prediction with the smallest measured distance."""
     return {k: compare(p.distance, study.smallest) for k, p in study.predicted.items()}
 
 
@@ -231,11 +232,11 @@ def summary(study: Study) -> dict[str, Any]:
         "accuracy": study.accuracy,
         "measured": {name: _attack_summary(s, study.seconds[name], reference) for name, s in study.measured.items()},
         "prediction": {
-            f"order{k}": {
+            f"tier{k}": {
                 **asdict(c),
                 "gradients_per_case": _mean(study.predicted[k].gradients),
                 "forwards_per_case": _mean(study.predicted[k].forwards),
-                "seconds": study.seconds[f"order{k}"], "statuses": count_statuses(study.predicted[k].status),
+                "seconds": study.seconds[f"tier{k}"], "statuses": count_statuses(study.predicted[k].status),
                 "interval95": intervals(study.predicted[k].distance, reference, seed=study.settings.seed),
             }
             for k, c in agreement.items()
@@ -312,12 +313,12 @@ def dataset(study: Study) -> xr.Dataset:
     shape_dims = ("channel", "height", "width") if study.x.ndim == 4 else None
     parts = [to_dataset(s, shape_dims=shape_dims).rename(_prefixed(s, name)) for name, s in study.measured.items()]
     parts += [
-        to_dataset(p, shape_dims=shape_dims).rename(_prefixed(p, f"order{k}")).drop_vars(f"order{k}_displacement")
+        to_dataset(p, shape_dims=shape_dims).rename(_prefixed(p, f"tier{k}")).drop_vars(f"tier{k}_displacement")
         for k, p in study.predicted.items()
     ]
     for part in parts:
-        if "order0_distance" in part:  # the margin itself
-            part["order0_distance"].attrs["units"] = "response"
+        if "tier0_distance" in part:  # the margin itself
+            part["tier0_distance"].attrs["units"] = "response"
     dims = parts[0][f"{OURS}_point"].dims
     own = xr.Dataset(
         {
@@ -350,7 +351,7 @@ def failures(study: Study) -> list[tuple[str, str, int]]:
     rows = []
     named: dict[str, Solution | Prediction] = {
         **study.measured,
-        **{f"prediction of order {k}": p for k, p in study.predicted.items()},
+        **{f"prediction of tier {k}": p for k, p in study.predicted.items()},
     }
     for name, result in named.items():
         counts = count_statuses(result.status)

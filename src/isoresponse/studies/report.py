@@ -27,7 +27,10 @@ from isoresponse.records import provenance, to_plain, write_store
 from isoresponse.studies.figures import new_figure, save, smallest_median_largest, triptych
 from isoresponse.studies.measure import OURS, THEIRS, Stage, Study, comparisons, dataset, failures, silent, summary
 
-ORDER_NAMES = {0: "order 0: margin (response gap)", 1: "order 1: spacing", 2: "order 2: spacing and curvature"}
+TIER_NAMES = {
+    0: "tier 0: margin (response gap)", 1: "tier 1: spacing", 3: "tier 3: spacing and curvature",
+    4: "tier 4: foot points",
+}  # fmt: skip
 ATTACK_NAMES = {OURS: "isoresponse", THEIRS: "foolbox DDN"}
 
 
@@ -72,12 +75,12 @@ def _write(study: Study, folder: Path, on_part: OnCases) -> dict[str, Any]:
 
 
 def prediction_figure(study: Study) -> Figure:
-    """Predicted against measured distance, one panel per order."""
-    figure = new_figure(11.4, 3.9)
+    """Predicted against measured distance, one panel per tier."""
+    figure = new_figure(14.4, 3.9)
     agreement = comparisons(study)
-    for ax, (order, told) in zip(figure.subplots(1, len(study.predicted)), study.predicted.items(), strict=True):
+    for ax, (tier, told) in zip(figure.subplots(1, len(study.predicted)), study.predicted.items(), strict=True):
         plot.prediction(
-            ax, study.smallest, told.distance, agreement[order], name=ORDER_NAMES[order], same_units=order > 0
+            ax, study.smallest, told.distance, agreement[tier], name=TIER_NAMES[tier], same_units=tier > 0
         )
     return figure
 
@@ -121,10 +124,10 @@ def plane_figure(study: Study, case: int, *, size: int = 121) -> tuple[Figure, d
     left.plot(
         distance, 0, "X", color=plot.BLUE, ms=9, mec="white", zorder=7, label=f"smallest measured, {distance:.3f}"
     )
-    told = {k: float(study.predicted[k].distance[case]) for k in (1, 2)}
+    told = {k: float(study.predicted[k].distance[case]) for k in (1, 4)}
     for (k, d), marker in zip(told.items(), ("|", "d"), strict=True):
         if d == d:
-            left.plot(d, 0, marker, color=plot.PURPLE, ms=9, mew=2, zorder=6, label=f"predicted, order {k}: {d:.3f}")
+            left.plot(d, 0, marker, color=plot.PURPLE, ms=9, mew=2, zorder=6, label=f"predicted, tier {k}: {d:.3f}")
     left.plot([], [], color=plot.INK, lw=2.5, label="decision boundary")
     left.plot([], [], ":", color=plot.INK, lw=1.2, label="edge of the box; faded: outside")
     left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
@@ -170,9 +173,10 @@ def _spanning(origin: Tensor, first: Tensor, second: Tensor, generator: torch.Ge
 def _prediction_caption(study: Study) -> str:
     return (
         f"Each circle is one of {len(study.x)} correctly classified inputs: across, the smallest perturbation that any "
-        "attack here found; upwards, what the geometry of the contours at the input predicts without attacking it. Order 0 "
-        "is the bare margin, in response units; order 1 divides it by the slope (contour spacing) inside the box; order 2 "
-        "adds how the contours bend and crowd along the way, measured at the scale of the order-1 distance."
+        "attack here found; upwards, what the geometry of the contours at the input predicts without attacking it. Tier 0 "
+        "is the bare margin, in response units; tier 1 divides it by the slope (contour spacing) inside the box; tier 3 "
+        "adds how the contours bend and crowd along the way, measured at the scale of the tier-1 distance; tier 4 looks three "
+        "times where the last look said the contour is."
     )
 
 
@@ -206,7 +210,7 @@ def _html(study: Study, numbers: dict[str, Any], pictures: dict[str, tuple[str, 
     )
     environment.filters["number"] = number
     return environment.get_template("report.html").render(
-        numbers=numbers, pictures=pictures, failures=failures(study), attack_names=ATTACK_NAMES, order_names=ORDER_NAMES,
+        numbers=numbers, pictures=pictures, failures=failures(study), attack_names=ATTACK_NAMES, tier_names=TIER_NAMES,
         check=study.check, settings=study.settings,
     )  # fmt: skip
 

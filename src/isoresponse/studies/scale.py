@@ -94,13 +94,13 @@ def network(name: str, cases: int, seed: int = 0) -> Question:
     x, labels = images[right], subject.labels[right]
     distances = torch.stack(
         [
-            predict_distance(classifier.margin(labels, torch.full_like(labels, k)), x, 0.0, order=1).distance
+            predict_distance(classifier.margin(labels, torch.full_like(labels, k)), x, 0.0, predictor=1).distance
             for k in range(CLASSES)
         ],
         dim=1,
     )
     rivals = torch.nan_to_num(distances, nan=torch.inf).scatter(1, labels[:, None], torch.inf).argmin(1)
-    told = classifier.predict_distance(x, labels, order=1).distance
+    told = classifier.predict_distance(x, labels, predictor=1).distance
     kind = {"digits-mlp": "ReLU network", "digits-cnn": "GELU network"}[name]
     return Question(f"{kind} ({name})", "margin to the nearest rival", classifier.margin(labels, rivals), x, told)
 
@@ -115,7 +115,7 @@ def sparse_unit(cases: int, *, units: int = 128, sparsity: float = 0.1) -> Quest
     unit = int((activity > 0).sum(0).argmax())
     x = images[activity[:, unit].argsort(descending=True, stable=True)[:cases]]
     neuron = Neuron.of(model, unit, shape=tuple(x.shape[1:]), box=Box(0.0, 1.0), name=f"LCA unit {unit}")
-    told = predict_distance(neuron, x, 0.5 * neuron.value(x), order=1).distance
+    told = predict_distance(neuron, x, 0.5 * neuron.value(x), predictor=1).distance
     return Question(f"LCA unit (1 of {units}, sparsity {sparsity:g})", "half of its activity", neuron, x, told)
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from isoresponse.hooks import example_unit, units
 from isoresponse.models.digits import BUILT_IN
-from isoresponse.studies.report import ATTACK_NAMES, ORDER_NAMES, number
+from isoresponse.studies.report import ATTACK_NAMES, TIER_NAMES, number
 from isoresponse.studies.subject import load_module
 
 TOLD = {  # of all numbers in figures.json, the ones worth a line in the terminal, and their short names
@@ -20,7 +20,7 @@ TOLD = {  # of all numbers in figures.json, the ones worth a line in the termina
     "median_angle_error_deg": "angle error (deg)", "angle_input_to_mei_end_deg": "angle to MEI at the end (deg)",
     "share_of_box": "share of box", "proposed_scale": "proposed scale", "exact": "exact curvature",
 }  # fmt: skip
-SHORT = {0: "margin", 1: "spacing", 2: "curvature"}
+SHORT = {0: "margin", 1: "spacing", 3: "curvature", 4: "foot points"}
 
 
 def report_tables(numbers: dict[str, Any], out: Path) -> None:
@@ -38,13 +38,13 @@ def report_tables(numbers: dict[str, Any], out: Path) -> None:
             number(row["forwards_per_case"], 1), number(row["seconds"], 2),
         )  # fmt: skip
     predicted = Table(title="predicted from geometry alone", title_justify="left")
-    for column in ("order", "Spearman", "Kendall", "R²", "|log error|", "failed", "grad."):
+    for column in ("tier", "Spearman", "Kendall", "R²", "|log error|", "failed", "grad."):
         predicted.add_column(column, justify="left" if column == "prediction" else "right")
-    for order in ORDER_NAMES:
-        row = numbers["prediction"][f"order{order}"]
+    for tier in TIER_NAMES:
+        row = numbers["prediction"][f"tier{tier}"]
         predicted.add_row(
-            f"{order} {SHORT[order]}", number(row["spearman"], 4), number(row["kendall"]),
-            number(row["r2"] if order else None), number(row["median_abs_log_error"] if order else None, 4),
+            f"{tier} {SHORT[tier]}", number(row["spearman"], 4), number(row["kendall"]),
+            number(row["r2"] if tier else None), number(row["median_abs_log_error"] if tier else None, 4),
             str(row["failed"]), number(row["gradients_per_case"], 1),
         )  # fmt: skip
     console.print(measured)
