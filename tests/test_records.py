@@ -73,6 +73,7 @@ def results():
         plane,
         iso.response_surface(one, plane, x=(0.0, 1.0), y=(0.0, 1.0), size=3),
         iso.certify_decision(net, inputs, clf.predict(inputs)),
+        iso.compare_quality({"a": lambda d: iso.alignment(d, d[0])}, x, x, generator=seed),
     ]
     return {type(r).__name__: r for r in made}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from isoresponse.certificates import Certificate
 from isoresponse.distribution import CurvatureSpectrum
 from isoresponse.planes import ResponseSurface
+from isoresponse.quality import Quality
 from isoresponse.susceptibility import Comparison
 from isoresponse.trace import AttackTrace
 
@@ -304,5 +305,30 @@ def certified(
         f"{name}: certified > measured in {wrong.sum()} of {len(wrong)}" if name else
         f"certified > measured in {wrong.sum()} of {len(wrong)}", fontsize=10,
     )  # fmt: skip
+    ax.legend(fontsize=7)
+    return ax
+
+
+def quality(ax: Axes, result: Quality) -> Axes:
+    """Every measure's quartiles over cases (whiskers: 5 and 95 %), of perturbations, their matched controls, and chance."""
+    rows = (
+        ("perturbation", result.value, BLUE),
+        ("matched pointwise unit", result.control, ORANGE),
+        ("chance", result.chance, FAINT),
+    )
+    for k, (name, values, color) in enumerate(rows):
+        for i, row in enumerate(_numpy(values)):
+            row = row[np.isfinite(row)]
+            if not len(row):
+                continue
+            least, low, middle, high, most = np.quantile(row, [0.05, 0.25, 0.5, 0.75, 0.95])
+            y = i + 0.25 * (k - 1)
+            ax.plot([least, most], [y, y], color=color, lw=1)
+            ax.plot([low, high], [y, y], color=color, lw=5, solid_capstyle="butt", alpha=0.7, label="" if i else name)
+            ax.plot(middle, y, "|", color=INK, ms=9, mew=1.6)
+    ax.set_yticks(range(len(result.measures)), list(result.measures))
+    ax.invert_yaxis()
+    ax.axvline(0.0, color=FAINT, lw=0.8)
+    ax.set_xlabel("measure (1)")
     ax.legend(fontsize=7)
     return ax
