@@ -73,6 +73,8 @@ def results():
         plane,
         iso.response_surface(one, plane, x=(0.0, 1.0), y=(0.0, 1.0), size=3),
         iso.certify_decision(net, inputs, clf.predict(inputs)),
+        iso.spacing_profile(two, iso.straight_way(x[:, 0, 0, :2] / 100, x[:, 0, 0, 1:] / 100, knots=3)),
+        iso.greedy_against_closest(two, torch.full((2, 2), 0.2), 0.5, generator=seed, knots=4),
         iso.compare_quality({"a": lambda d: iso.alignment(d, d[0])}, x, x, generator=seed),
     ]
     return {type(r).__name__: r for r in made}

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from isoresponse.lines import line_mass
     from isoresponse.lirpa import lirpa_bound
     from isoresponse.loop import Status
+    from isoresponse.marching import marching_distance
     from isoresponse.masking import Alarm, MaskingReport, masking_alarms
     from isoresponse.mass import (
         PredictedMass,
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from isoresponse.scales import ManyScales
     from isoresponse.sections import SectionCurvature, plane_basis, sagitta_curvature, section, section_curvature
     from isoresponse.solve import closest_point
+    from isoresponse.spacing import Detours, SpacingProfile, greedy_against_closest, spacing_profile, straight_way
     from isoresponse.subset import subset_mass
     from isoresponse.subspace import AdversarialSubspace, adversarial_subspace
     from isoresponse.survey import PlaneSurvey, SurveyGrid, survey_planes
@@ -131,6 +133,7 @@ _HOME = {
     "lines": ("line_mass",),
     "lirpa": ("lirpa_bound",),
     "loop": ("Status",),
+    "marching": ("marching_distance",),
     "masking": ("Alarm", "MaskingReport", "masking_alarms"),
     "mass": (
         "PredictedMass",
@@ -164,6 +167,7 @@ _HOME = {
     "scales": ("ManyScales",),
     "sections": ("SectionCurvature", "plane_basis", "sagitta_curvature", "section", "section_curvature"),
     "solve": ("closest_point",),
+    "spacing": ("Detours", "SpacingProfile", "greedy_against_closest", "spacing_profile", "straight_way"),
     "subset": ("subset_mass",),
     "subspace": ("AdversarialSubspace", "adversarial_subspace"),
     "survey": ("PlaneSurvey", "SurveyGrid", "survey_planes"),
@@ -186,6 +190,7 @@ __all__ = [
     "Comparison",
     "CurvatureSpectrum",
     "Curvatures",
+    "Detours",
     "Doubt",
     "FirstOrder",
     "FlatHessianWarning",
@@ -221,6 +226,7 @@ __all__ = [
     "SectionCurvature",
     "Share",
     "Solution",
+    "SpacingProfile",
     "Status",
     "SurveyGrid",
     "SymmetricOperator",
@@ -249,6 +255,7 @@ __all__ = [
     "exact_jet",
     "from_foolbox",
     "gradient_path",
+    "greedy_against_closest",
     "growth",
     "increasing_share",
     "iso_walk",
@@ -259,6 +266,7 @@ __all__ = [
     "local_against_global",
     "local_geometry",
     "low_frequency_share",
+    "marching_distance",
     "masking_alarms",
     "mean_curvature",
     "most_exciting_input",
@@ -284,6 +292,8 @@ __all__ = [
     "section_curvature",
     "shape_operator",
     "smoothed_jet",
+    "spacing_profile",
+    "straight_way",
     "subset_mass",
     "subspace_curvatures",
     "survey_planes",
