@@ -64,16 +64,7 @@ def subjects_of(data: Path | None, settings: Settings, *, seed: int = 0, stage: 
 
     Raises FileNotFoundError for a folder that is not there.
     """
-    if data is not None:
-        require_folder(data)
-    found = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
-    some = Data((found.train[0][: settings.train], found.train[1][: settings.train]), found.test, found.name)
-    nets = {}
-    for kind in zoo.NETWORKS:
-        with stage(f"train {kind} on {found.name}", 1, "network") as on_done:
-            nets[kind.upper()] = zoo.trained(kind, some, seed=seed).double()
-            on_done(1)
-    every = [subjects.judged(nets, some, settings.cases, seed)]
+    every = [on_digits(data, train=settings.train, cases=settings.cases, seed=seed, stage=stage)]
     if data is not None:
         of_pictures = subjects.Settings(
             cases=settings.cases,
@@ -83,6 +74,23 @@ def subjects_of(data: Path | None, settings: Settings, *, seed: int = 0, stage: 
         )
         every += subjects.pictures(data, of_pictures, seed=seed, stage=stage).values()
     return every
+
+
+def on_digits(data: Path | None, *, train: int, cases: int, seed: int = 0, stage: Stage = silent) -> Networks:
+    """The built-in networks on MNIST, where `data` has it, or else on scikit-learn's digits.
+
+    Raises FileNotFoundError for a folder that is not there.
+    """
+    if data is not None:
+        require_folder(data)
+    found = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
+    some = Data((found.train[0][:train], found.train[1][:train]), found.test, found.name)
+    nets = {}
+    for kind in zoo.NETWORKS:
+        with stage(f"train {kind} on {found.name}", 1, "network") as on_done:
+            nets[kind.upper()] = zoo.trained(kind, some, seed=seed).double()
+            on_done(1)
+    return subjects.judged(nets, some, cases, seed)
 
 
 def stored(conditions: list[Networks], settings: Settings, *, stage: Stage = silent) -> xr.Dataset:
