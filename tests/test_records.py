@@ -37,7 +37,12 @@ def results():
     inputs = torch.rand(3, *SHAPE, generator=seed)
     found = clf.closest_adversary(inputs, clf.predict(inputs))
     alarms = iso.masking_alarms(clf, inputs, clf.predict(inputs), generator=seed)
+    twenty = torch.rand(20, *SHAPE, generator=seed)
+    distances = clf.closest_adversary(twenty, clf.predict(twenty)).distance
+    factors = iso.adversary_factors(clf, twenty, clf.predict(twenty), distances)
     made = [
+        factors,
+        iso.explain(factors, generator=seed, resamples=2),
         alarms,
         alarms.alarms[0],
         iso.on_lattice(clf.decision(clf.predict(inputs)), inputs, found, 0.0, levels=16),

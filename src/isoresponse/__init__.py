@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         taxonomy,
     )
     from isoresponse.exciting import MostExciting, most_exciting_input
+    from isoresponse.explanation import Explanation, explain, pool_factors
+    from isoresponse.factors import Factors, adversary_factors, level_factors
     from isoresponse.foolbox_attack import closest_adversary_attack
     from isoresponse.fraction import Fraction, Share, adversarial_fraction, increasing_share
     from isoresponse.geometry import (
@@ -112,6 +114,8 @@ _HOME = {
         "taxonomy",
     ),
     "exciting": ("MostExciting", "most_exciting_input"),
+    "explanation": ("Explanation", "explain", "pool_factors"),
+    "factors": ("Factors", "adversary_factors", "level_factors"),
     "foolbox_attack": ("closest_adversary_attack",),
     "fraction": ("Fraction", "Share", "adversarial_fraction", "increasing_share"),
     "geometry": (
@@ -192,6 +196,8 @@ __all__ = [
     "Curvatures",
     "Detours",
     "Doubt",
+    "Explanation",
+    "Factors",
     "FirstOrder",
     "FlatHessianWarning",
     "FoolboxAttack",
@@ -233,6 +239,7 @@ __all__ = [
     "Taxonomy",
     "adversarial_fraction",
     "adversarial_subspace",
+    "adversary_factors",
     "agreement",
     "alignment",
     "attack_directions",
@@ -253,6 +260,7 @@ __all__ = [
     "curvature_spectrum",
     "curvatures_within",
     "exact_jet",
+    "explain",
     "from_foolbox",
     "gradient_path",
     "greedy_against_closest",
@@ -261,6 +269,7 @@ __all__ = [
     "iso_walk",
     "jointly",
     "krylov_jet",
+    "level_factors",
     "line_mass",
     "lirpa_bound",
     "local_against_global",
@@ -276,6 +285,7 @@ __all__ = [
     "phase_shifted",
     "plane_basis",
     "pointwise_control",
+    "pool_factors",
     "predict_distance",
     "predicted_joint_mass",
     "predicted_mass",

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from isoresponse.crossing import Solution
 from isoresponse.masking import masking_alarms
-from isoresponse.studies.claims import coding, detours, ensembles, focusing, pairs, regions, steps, turning
+from isoresponse.studies.claims import causes, coding, detours, ensembles, focusing, pairs, regions, steps, turning
 from isoresponse.studies.claims.findings import Finding
 from isoresponse.studies.claims.subjects import (
     CNN,
@@ -51,6 +51,7 @@ def findings(data: Path | None, *, full: bool = False, seed: int = 0, stage: Sta
                 some.only(MLP, CNN)
             )}, samples=settings.samples // 2, seed=seed, stage=stage,
         ),
+        causes.causes(causes.factors(nets, distance, stage=stage), seed=seed),
         _grey(nets, found, seen, settings, seed, stage),
         steps.least_along(nets, distance, seed=seed, stage=stage),
         _detours(some, distance, settings, seed, stage),
