@@ -26,6 +26,7 @@ from isoresponse.planes import Plane, response_surface
 from isoresponse.records import provenance, to_plain, write_store
 from isoresponse.studies.figures import new_figure, save, smallest_median_largest, triptych
 from isoresponse.studies.measure import OURS, THEIRS, Stage, Study, comparisons, dataset, failures, silent, summary
+from isoresponse.studies.proof import PROOF_CAPTION, proof, proof_figure
 
 TIER_NAMES = {
     0: "tier 0: margin (response gap)", 1: "tier 1: spacing", 3: "tier 3: spacing and curvature",
@@ -49,6 +50,10 @@ def _write(study: Study, folder: Path, on_part: OnCases) -> dict[str, Any]:
     rows = smallest_median_largest(study.smallest)
     if rows:  # with nothing measured there is nothing to draw
         drawn["prediction"] = (prediction_figure(study), _prediction_caption(study))
+        if (certificate := proof(study)) is not None:
+            bounds, proved = proof_figure(study, certificate)
+            numbers["certificate"] = proved
+            drawn["certificate"] = (bounds, PROOF_CAPTION)
         picture, sizes = triptych(
             study.subject.classifier, study.x, study.labels, study.adversarial, rows, index=study.index
         )
@@ -79,9 +84,7 @@ def prediction_figure(study: Study) -> Figure:
     figure = new_figure(14.4, 3.9)
     agreement = comparisons(study)
     for ax, (tier, told) in zip(figure.subplots(1, len(study.predicted)), study.predicted.items(), strict=True):
-        plot.prediction(
-            ax, study.smallest, told.distance, agreement[tier], name=TIER_NAMES[tier], same_units=tier > 0
-        )
+        plot.prediction(ax, study.smallest, told.distance, agreement[tier], name=TIER_NAMES[tier], same_units=tier > 0)
     return figure
 
 
