@@ -17,6 +17,7 @@ from torch import Tensor
 
 from isoresponse.certificates import Certificate
 from isoresponse.distribution import CurvatureSpectrum
+from isoresponse.explanation import Explanation
 from isoresponse.planes import ResponseSurface
 from isoresponse.quality import Quality
 from isoresponse.susceptibility import Comparison
@@ -186,6 +187,7 @@ def curvature_spectrum(ax: Axes, spectrum: CurvatureSpectrum, *, case: int = 0, 
 
 
 HUES = (BLUE, VERMILION, GREEN, INK, ORANGE, PURPLE, SKY)
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*")
 _DASHES: tuple[Any, ...] = (
     "-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (10, 3)), (0, (2, 4)),
 )  # fmt: skip
@@ -262,6 +264,7 @@ def certified(
     low: Tensor | None = None,
     high: Tensor | None = None,
     name: str = "",
+    relative: bool = False,
 ) -> Axes:
     """Certified bound, predicted interval and measured distance of every case, cases sorted by what was measured.
 
@@ -274,6 +277,8 @@ def certified(
         Distances (case,) of points across, NaN where none was found (such cases come last, without a dot).
     low, high
         Ends (case,) of predicted intervals, as a calibrated predictor gives them; left out: none are drawn.
+    relative
+        Everything over the measured distance, on a linear axis: where bounds and intervals are too near to be told apart.
 
     Raises
     ------
@@ -287,9 +292,10 @@ def certified(
         )
     order = torch.nan_to_num(measured, nan=float("inf")).argsort()
     place = np.arange(1, len(order) + 1)
-    proved, found = _numpy(certificate.lower[order]), _numpy(measured[order])
+    unit = measured[order] if relative else torch.ones_like(measured)
+    proved, found = _numpy(certificate.lower[order] / unit), _numpy(measured[order] / unit)
     if low is not None and high is not None:
-        ends = _numpy(low[order]), _numpy(high[order])
+        ends = _numpy(low[order] / unit), _numpy(high[order] / unit)
         ax.vlines(place, *ends, color=ORANGE, lw=2.5, alpha=0.7, label="predicted interval")
     shown = np.isfinite(proved) & (proved > 0)
     ax.plot(place[shown], proved[shown], "^", ms=3.5, color=BLUE, label=f"certified: none nearer ({shown.sum()})")
@@ -298,9 +304,10 @@ def certified(
     wrong = _numpy(certificate.contradicted(measured)[order])
     if wrong.any():
         ax.plot(place[wrong], found[wrong], "X", ms=9, color=VERMILION, mec="white", zorder=6, label="contradiction")
-    ax.set_yscale("log")
+    if not relative:
+        ax.set_yscale("log")
     ax.set_xlabel("case, by its measured distance")
-    ax.set_ylabel("distance (input units)")
+    ax.set_ylabel("over the measured distance" if relative else "distance (input units)")
     ax.set_title(
         f"{name}: certified > measured in {wrong.sum()} of {len(wrong)}" if name else
         f"certified > measured in {wrong.sum()} of {len(wrong)}", fontsize=10,
@@ -331,4 +338,49 @@ def quality(ax: Axes, result: Quality) -> Axes:
     ax.axvline(0.0, color=FAINT, lw=0.8)
     ax.set_xlabel("measure (1)")
     ax.legend(fontsize=7)
+    return ax
+
+
+def explanation(ax: Axes, results: Mapping[str, Explanation]) -> Axes:
+    """For how much of the variance of log distances each factor accounts, by model, in per cent, and what is left.
+
+    Filled: mean over all orders of switching factors on (Shapley); open: the one fixed order; whiskers are the bootstrap
+    intervals. The axis is linear up to 5 % and logarithmic beyond, so that small shares can be read beside large ones.
+
+    Raises
+    ------
+    ValueError
+        No explanation, or explanations by different factors.
+    """
+    if len({r.order for r in results.values()}) != 1:
+        raise ValueError(
+            "explanation needs one or more results with the same factors in the same order, got "
+            f"{[r.order for r in results.values()]}."
+        )
+    names = [*next(iter(results.values())).names, "left"]
+    width = 0.8 / len(results)
+    for i, (name, result) in enumerate(results.items()):
+        color, marker = HUES[i % len(HUES)], _MARKS[i % len(_MARKS)]
+        left = [_numpy(t).reshape(1) for t in (result.unexplained, result.unexplained_low, result.unexplained_high)]
+        mean = [
+            np.concatenate([_numpy(t), end])
+            for t, end in zip((result.share, result.share_low, result.share_high), left, strict=True)
+        ]
+        fixed = [_numpy(t) for t in (result.in_order, result.in_order_low, result.in_order_high)]
+        for (value, low, high), shift, face, label in ((mean, 0.27, color, name), (fixed, 0.73, "white", "")):
+            at = np.arange(len(value)) - 0.4 + width * (i + shift)
+            ax.vlines(at, 100 * low, 100 * high, color=color, lw=0.9)
+            ax.plot(at, 100 * value, marker, color=color, mfc=face, ms=4, mew=0.8, ls="", label=label)
+    for k in range(1, len(names)):
+        ax.axvline(k - 0.5, color=FAINT, lw=0.5)
+    ax.axhline(0.0, color=INK, lw=0.8)
+    ax.set_yscale("symlog", linthresh=5, linscale=1.5)
+    ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100]
+    low, high = ax.get_ylim()
+    ax.set_yticks([t for t in ticks if low <= t <= high], [f"{t}" for t in ticks if low <= t <= high])
+    ax.minorticks_off()
+    ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.5, len(names) - 0.5)
+    ax.set_ylabel("share of the variance of\nlog distances (%)")
+    ax.legend(fontsize=7, title="filled: mean over orders, open: this order", title_fontsize=7)
     return ax
