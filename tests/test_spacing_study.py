@@ -12,7 +12,7 @@ from isoresponse.studies import spacing
 from isoresponse.studies.claims.subjects import Networks
 from isoresponse.studies.experiment import HOLDS, write_outcome
 
-SMALL = spacing.Settings(starts=15, resolution=32, steps=80, budget=40, places=2)
+SMALL = spacing.Settings(starts=10, example_climb=0.25, resolution=32, steps=80, budget=40, places=2)
 
 
 @pytest.fixture(scope="module")

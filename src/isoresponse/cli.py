@@ -108,7 +108,7 @@ def study(
         str,
         typer.Argument(
             help="curvature-histograms, orientation-selectivity, natural-selectivity, neuron-attack, network-attack, "
-            "beyond-images, bit-depth or spacing"
+            "beyond-images, bit-depth, spacing or semantic-quality"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write; replaced if an earlier study is there")],

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from isoresponse import plot
 from isoresponse.lattice import LatticeSolution, on_lattice
@@ -81,9 +82,7 @@ def on_digits(data: Path | None, *, train: int, cases: int, seed: int = 0, stage
 
     Raises FileNotFoundError for a folder that is not there.
     """
-    if data is not None:
-        require_folder(data)
-    found = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
+    found = _scanned(data)
     some = Data((found.train[0][:train], found.train[1][:train]), found.test, found.name)
     nets = {}
     for kind in zoo.NETWORKS:
@@ -91,6 +90,17 @@ def on_digits(data: Path | None, *, train: int, cases: int, seed: int = 0, stage
             nets[kind.upper()] = zoo.trained(kind, some, seed=seed).double()
             on_done(1)
     return subjects.judged(nets, some, cases, seed)
+
+
+def images_for(data: Path | None, count: int) -> Tensor:
+    """The first training images (case, *shape) of `on_digits`."""
+    return _scanned(data).train[0][:count]
+
+
+def _scanned(data: Path | None) -> Data:
+    if data is not None:
+        require_folder(data)
+    return zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
 
 
 def stored(conditions: list[Networks], settings: Settings, *, stage: Stage = silent) -> xr.Dataset:

@@ -12,7 +12,8 @@ Journal of Vision 20(12):10. Each is a module of this package with its settings,
   by searches for the smallest one, with alarms for hidden gradients.
 
 Others are not the paper's: `beyond-images` asks the same of sounds, of a table and of texts; `bit-depth` how large smallest
-perturbations are in grey levels, and what 8 bits make of them; `spacing` what a greedy path loses to the closest way.
+perturbations are in grey levels, and what 8 bits make of them; `spacing` what a greedy path loses to the closest way;
+`semantic-quality` what perturbations look like, beside a unit that cannot mean anything.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ STUDIES = {  # name and what it asks
     "beyond-images": "is the geometry of sounds, tables and texts the same?",
     "bit-depth": "how large are smallest perturbations in grey levels, and what do 8 bits make of them?",
     "spacing": "how much longer is a greedy path than the closest way, on landscapes and on networks?",
+    "semantic-quality": "does a smallest perturbation mean anything, and more than one that cannot?",
 }
 
 

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from isoresponse import plot
-from isoresponse.grid import closest_point_on_grid
+from isoresponse.grid import GridSolution, closest_point_on_grid
 from isoresponse.marching import marching_distance
 from isoresponse.models.elevation import ElevationMap
 from isoresponse.neuron import Box, Neuron
@@ -46,6 +46,7 @@ class Settings:
 
     starts: int = 400
     climb: float = 0.25
+    example_climb: float = 0.08
     resolution: int = 96
     steps: int = 300
     cases: int = 200
@@ -104,50 +105,77 @@ def landscapes(data: Path | None) -> list[Path | None]:
 def on_landscape(
     terrain: ElevationMap, name: str, settings: Settings, *, seed: int = 0, stage: Stage = silent
 ) -> tuple[xr.Dataset, Example | None]:
-    """Greedy and closest ways from random places, and the most telling one through a valley, if there is one."""
+    """Greedy and closest ways from random places, and the most telling one through a valley, if there is one.
+
+    Examples are looked for with a smaller climb, which more starts can make, and whose ways are short enough to be drawn.
+    """
+    generator = Generator().manual_seed(seed)
+    with stage(f"{name}: closest places and greedy paths", 2, "climb") as on_done:
+        ways = _ways(terrain, name, settings, settings.climb, generator)
+        on_done(1)
+        table = described(ways.found, name, "landscape", ways.dip)
+        example = _most_telling(terrain, _ways(terrain, name, settings, settings.example_climb, generator))
+        on_done(1)
+    return table, example
+
+
+@dataclass(frozen=True, eq=False)
+class _Ways:
+    """Greedy and closest ways of some starts on a landscape."""
+
+    neuron: Neuron
+    x: Tensor
+    level: Tensor
+    climb: float
+    exact: GridSolution
+    found: Detours
+    dip: Tensor  # (case,): over the climb
+
+
+def _ways(terrain: ElevationMap, name: str, settings: Settings, part: float, generator: Generator) -> _Ways:
+    """From random places on land, up by a part of the landscape's range."""
     extent = torch.tensor(terrain.extent, dtype=torch.float64)
     neuron = Neuron(terrain, (2,), Box(0.0, extent), name)
     low, high = float(terrain.grid.min()), float(terrain.grid.max())
-    climb = settings.climb * (high - low)
-    generator = Generator().manual_seed(seed)
+    climb = part * (high - low)
     places = extent * torch.rand(40 * settings.starts, 2, generator=generator, dtype=torch.float64)
     here = neuron.value(places)
     usable = torch.nonzero((here > low + 0.005 * (high - low)) & (here + climb < high)).flatten()[: settings.starts]
     x, level = places[usable], here[usable] + climb
-    with stage(f"{name}: closest places and greedy paths", len(x)) as on_cases:
-        exact = closest_point_on_grid(neuron, x, level, resolution=settings.resolution)
-        found = greedy_against_closest(
-            neuron, x, level, known=exact, budget=settings.budget, max_steps=settings.steps, knots=41
-        )
-        on_cases(len(x))
-    straight = spacing_profile(
-        neuron, straight_way(x, torch.where(found.closest.isfinite(), found.closest, x), knots=101)
+    exact = closest_point_on_grid(neuron, x, level, resolution=settings.resolution)
+    found = greedy_against_closest(
+        neuron, x, level, known=exact, budget=settings.budget, max_steps=settings.steps, knots=41
     )
+    end = torch.where(found.closest.isfinite(), found.closest, x)
+    straight = spacing_profile(neuron, straight_way(x, end, knots=101))
     dip = (straight.dip / climb).masked_fill(~torch.isfinite(found.d_global), torch.nan)
-    # the worst path that arrives; where none does, the deepest valley
-    through = (dip > DOWN) & ~found.greedy_excess.isnan()
+    return _Ways(neuron, x, level, climb, exact, found, dip)
+
+
+def _most_telling(terrain: ElevationMap, ways: _Ways) -> Example | None:
+    """The worst greedy path that arrives although the closest way leads through a valley; or else the nearest such way."""
+    found, x = ways.found, ways.x
+    through = (ways.dip > DOWN) & ~found.greedy_excess.isnan()
     arrives = through & torch.isfinite(found.greedy_excess)
-    telling = (
-        torch.where(arrives, found.greedy_excess, -torch.inf) if bool(arrives.any()) else dip.masked_fill(~through, 0.0)
-    )
-    table = described(found, name, "landscape", dip)
     if not bool(through.any()):
-        return table, None
-    i = int(telling.argmax())
-    greedy = spacing_profile(neuron, found.points[i : i + 1])
-    way = spacing_profile(neuron, straight_way(x[i : i + 1], found.closest[i : i + 1], knots=101))
-    marched = marching_distance(terrain.grid.numpy(), float(level[i]), terrain.cell)
+        return None
+    near = torch.where(through, -found.d_global, -torch.inf)
+    i = int((torch.where(arrives, found.greedy_excess, -torch.inf) if bool(arrives.any()) else near).argmax())
+    greedy = spacing_profile(ways.neuron, found.points[i : i + 1])
+    way = spacing_profile(ways.neuron, straight_way(x[i : i + 1], found.closest[i : i + 1], knots=101))
+    level = float(ways.level[i])
+    marched = marching_distance(terrain.grid.numpy(), level, terrain.cell)
     column, row = (round(float(x[i, k]) / terrain.cell[k]) for k in (0, 1))
     numbers = {
-        "start_m": float(here[usable][i]), "climb_m": climb, "greedy_km": float(found.greedy[i]),
+        "start_m": level - ways.climb, "climb_m": ways.climb, "greedy_km": float(found.greedy[i]),
         "closest_km": float(found.d_global[i]), "local_km": float(found.d_local[i]),
-        "closest_error_km": float(exact.error[i]), "marching_km": float(marched[row, column]),
+        "closest_error_km": float(ways.exact.error[i]), "marching_km": float(marched[row, column]),
         "cell_km": max(terrain.cell), "greedy_over_closest": float(found.greedy_excess[i]), "dip_m": float(way.dip[0]),
         "narrowest_spacing_greedy_m_per_m": 1000 * float(greedy.narrowest[0]),
         "narrowest_spacing_closest_m_per_m": 1000 * float(way.narrowest[0]),
     }  # fmt: skip
     profiles = {"greedy": greedy, "closest": way}
-    return table, Example(terrain, name, x[i], found.points[i], found.closest[i], float(level[i]), profiles, numbers)
+    return Example(terrain, ways.neuron.name, x[i], found.points[i], found.closest[i], level, profiles, numbers)
 
 
 def on_networks(nets: Networks, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> list[xr.Dataset]:
