@@ -90,9 +90,10 @@ def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage
 
 
 def _telling(example: Example) -> tuple[bool, float]:
-    """A greedy path that arrives says more than one that does not, a longer one more than a shorter."""
+    """A greedy path that arrives says more than one that does not; then a longer one, or a deeper valley."""
     excess = example.numbers["greedy_over_closest"]
-    return bool(np.isfinite(excess)), excess
+    arrives = bool(np.isfinite(excess))
+    return arrives, excess if arrives else example.numbers["dip_m"] / example.numbers["climb_m"]
 
 
 def landscapes(data: Path | None) -> list[Path | None]:
@@ -153,13 +154,17 @@ def _ways(terrain: ElevationMap, name: str, settings: Settings, part: float, gen
 
 
 def _most_telling(terrain: ElevationMap, ways: _Ways) -> Example | None:
-    """The worst greedy path that arrives although the closest way leads through a valley; or else the nearest such way."""
+    """The worst greedy path that arrives although the closest way leads through a valley; or else the nearest such way
+    to a level that the greedy path never reaches.
+    """
     found, x = ways.found, ways.x
     through = (ways.dip > DOWN) & ~found.greedy_excess.isnan()
-    arrives = through & torch.isfinite(found.greedy_excess)
+    arrives = through & torch.isfinite(found.greedy_excess) & (found.greedy_excess > LONGER)
     if not bool(through.any()):
         return None
-    near = torch.where(through, -found.d_global, -torch.inf)
+    near = torch.where(through & torch.isinf(found.greedy_excess), -found.d_global, -torch.inf)
+    if not bool(arrives.any() | torch.isfinite(near).any()):
+        return None
     i = int((torch.where(arrives, found.greedy_excess, -torch.inf) if bool(arrives.any()) else near).argmax())
     greedy = spacing_profile(ways.neuron, found.points[i : i + 1])
     way = spacing_profile(ways.neuron, straight_way(x[i : i + 1], found.closest[i : i + 1], knots=101))
@@ -352,10 +357,10 @@ def _map(ax: Axes, example: Example) -> None:
     plot.path(ax, ends, color=plot.BLUE, label="closest")
     zoom(ax, torch.cat([example.greedy[torch.isfinite(example.greedy).all(1)], ends]), example.terrain.extent)
     n = example.numbers
-    greedily = f"in {n['greedy_km']:.2f} km greedily" if np.isfinite(n["greedy_km"]) else "which greed never reaches"
+    greedily = f"in {n['greedy_km']:.3g} km greedily" if np.isfinite(n["greedy_km"]) else "which greed never reaches"
     ax.set_title(
-        f"{example.name}: {n['climb_m']:.0f} m up {greedily},\nin {n['closest_km']:.2f} km through a "
-        f"valley {n['dip_m']:.0f} m deep", fontsize=10,
+        f"{example.name}: {n['climb_m']:.3g} m up {greedily},\nin {n['closest_km']:.3g} km through a "
+        f"valley {n['dip_m']:.2g} m deep", fontsize=10,
     )  # fmt: skip
 
 
