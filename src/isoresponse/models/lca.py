@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from isoresponse.models import sparse_hard
 from isoresponse.models.sparse_active import Coded, Systems
-from isoresponse.models.sparse_elements import Columns, Elements, Shifted
-from isoresponse.models.sparse_solver import Shrinkage, minimise, missed
+from isoresponse.models.sparse_elements import Columns, Elements, Shifted, Shrinkage
+from isoresponse.models.sparse_exchange import exchange, missed_hard
+from isoresponse.models.sparse_solver import minimise, missed
 
 TWIN = 1e-12  # less than this below 1, the cosine of two elements makes them the same
 
@@ -320,7 +321,8 @@ class Finder:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Activities (case, count), and by how much (case,) they miss."""
-        solver, misses = (minimise, missed) if self.threshold == "soft" else (sparse_hard.select, sparse_hard.missed)
+        hard = self.threshold == "hard"
+        solver, misses = (partial(exchange, hard=True), missed_hard) if hard else (minimise, missed)
         activity, missing = solver(self.elements, self.shrinkage, x, tolerance=self.tolerance, max_steps=self.max_steps)
         allowed = self.tolerance * self.elements.drive(x).abs().amax(1).clamp_min(self.shrinkage.sparsity)
         failed = ~(missing <= allowed)

@@ -1,4 +1,4 @@
-"""What sparse codes are made of: elements whose weighted sum is the input, as a matrix or shifted over a picture."""
+"""What sparse codes are made of: thresholds, and elements whose weighted sum is the input, a matrix or shifted over a picture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Shrinkage:
+    """The soft threshold (), rectified or of both signs."""
+
+    sparsity: float
+    rectified: bool
+
+    def __call__(self, v: Tensor, threshold: Tensor) -> Tensor:
+        """The activities that v turns into; v is overwritten."""
+        return v.sub_(threshold).clamp_min_(0) if self.rectified else v.sub_(v.clamp(-threshold, threshold))
+
+    def excess(self, remains: Tensor) -> Tensor:
+        """By how much each unit is driven above the threshold."""
+        return (remains if self.rectified else remains.abs()) - self.sparsity
 
 
 @runtime_checkable

@@ -2,18 +2,18 @@
 
 Few accelerated steps in float32 tell roughly which units are active; then sets of active units are tried out: the equations
 of a set are solved in float64, units with the wrong sign leave, silent units that are driven above the threshold enter. A
-set that needs no change is the answer. Where trying out sets leads nowhere, more steps are taken.
+set that needs no change is the answer. Where trying out sets leads nowhere, more steps are taken, and where these lead
+nowhere, units are exchanged one at a time.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from isoresponse.models.sparse_active import ActiveSystem
-from isoresponse.models.sparse_elements import Elements
+from isoresponse.models.sparse_elements import Elements, Shrinkage
+from isoresponse.models.sparse_exchange import exchange
 
 FEW = 3  # as long as no more than one unit in so many is wrong, another set is tried
 BURST, GROWTH = 20, 3 / 2  # steps before sets are tried for the first time, and how many more each time after that
@@ -22,23 +22,8 @@ HASTE = 5.0  # first rate, as a multiple of the one that is safe whichever units
 DESCENT = 0.6  # by which the threshold falls per step
 SLACK = 1.2  # rate times stiffness that is allowed: at 4/3 accelerated steps become unstable
 CHECK = 2  # steps between looks at the stiffness and at whether momentum still helps
+LONG = 1000  # steps after which units are exchanged one by one
 SETS = 20  # sets tried between bursts of steps
-
-
-@dataclass(frozen=True)
-class Shrinkage:
-    """The soft threshold (), rectified or of both signs."""
-
-    sparsity: float
-    rectified: bool
-
-    def __call__(self, v: Tensor, threshold: Tensor) -> Tensor:
-        """The activities that v turns into; v is overwritten."""
-        return v.sub_(threshold).clamp_min_(0) if self.rectified else v.sub_(v.clamp(-threshold, threshold))
-
-    def excess(self, remains: Tensor) -> Tensor:
-        """By how much each unit is driven above the threshold."""
-        return (remains if self.rectified else remains.abs()) - self.sparsity
 
 
 class Steps:
@@ -124,6 +109,15 @@ def minimise(
         )
         activity[moving], violation[moving] = found, missing
         on = missing > tolerance * scale[moving]
+        moving = moving[on]
+        steps.keep(on)
+        if taken > LONG:
+            break
+    if len(moving) and taken < max_steps:
+        rest = max_steps - taken
+        found, missing = exchange(elements, shrinkage, x[moving], hard=False, tolerance=tolerance, max_steps=rest)
+        activity[moving], violation[moving] = found, missing
+        on = ~(missing <= tolerance * scale[moving])
         moving = moving[on]
         steps.keep(on)
     if len(moving):
