@@ -5,9 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 from analytic import frames, relu_net, uniform
+from matplotlib.figure import Figure
 from torch import Generator
 
-from isoresponse import Box, Classifier, Neuron, adversary_factors, closest_point, explain, level_factors, pool_factors
+from isoresponse import (
+    Box,
+    Classifier,
+    Neuron,
+    adversary_factors,
+    closest_point,
+    explain,
+    level_factors,
+    plot,
+    pool_factors,
+)
 from isoresponse.loop import Status
 
 CASES = 40
@@ -238,3 +249,17 @@ def test_bad_input_is_refused(unchecked):
         pool_factors([factors, level_factors(neuron, x, 1.0, factors.measured, further=factors.measured)])
     with pytest.raises(ValueError, match="pool_factors needs factors"):
         pool_factors([])
+
+
+def test_the_figure_shows_every_share_and_the_rest_of_every_model(mixed):
+    found = {name: shares(told(*bowl(**mixed, turn=None))) for name in ("a", "b")}
+    ax = plot.explanation(Figure().subplots(), found)
+    drawn = {line.get_label(): line.get_ydata() for line in ax.lines if line.get_label() in found}
+    for name, one in found.items():
+        assert drawn[name].tolist() == pytest.approx([*(100 * one.share).tolist(), 100 * float(one.unexplained)])
+    assert [t.get_text() for t in ax.get_xticklabels()] == [*found["a"].names, "left"]
+    with pytest.raises(ValueError, match="one or more results with the same factors"):
+        plot.explanation(Figure().subplots(), {})
+    backwards = shares(told(*bowl(**mixed)), order=found["a"].names[::-1])
+    with pytest.raises(ValueError, match="one or more results with the same factors"):
+        plot.explanation(Figure().subplots(), {**found, "c": backwards})

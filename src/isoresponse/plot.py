@@ -376,11 +376,16 @@ def explanation(ax: Axes, results: Mapping[str, Explanation]) -> Axes:
     ax.axhline(0.0, color=INK, lw=0.8)
     ax.set_yscale("symlog", linthresh=5, linscale=1.5)
     ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100]
-    low, high = ax.get_ylim()
-    ax.set_yticks([t for t in ticks if low <= t <= high], [f"{t}" for t in ticks if low <= t <= high])
+    bottom, top = ax.get_ylim()
+    shown = [t for t in ticks if bottom <= t <= top]
+    ax.set_yticks(shown, [str(t) for t in shown])
     ax.minorticks_off()
     ax.set_xticks(range(len(names)), names)
     ax.set_xlim(-0.5, len(names) - 0.5)
-    ax.set_ylabel("share of the variance of\nlog distances (%)")
-    ax.legend(fontsize=7, title="filled: mean over orders, open: this order", title_fontsize=7)
+    ax.set_ylabel("share of the variance of log distances (%)")
+    title = "filled: mean over all orders; open: in this order"
+    ax.legend(
+        fontsize=7, title=title, title_fontsize=7, ncols=min(6, len(results)), loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        frameon=False, handletextpad=0.2, columnspacing=1.0,
+    )  # fmt: skip
     return ax
