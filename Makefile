@@ -23,7 +23,7 @@ figures: install  ## the figures of the essay, computed, in figures/
 	$(BIN)/isoresponse figures --out figures
 
 test: install  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: install  ## style, types, import contracts
 	$(BIN)/ruff check .
