@@ -58,7 +58,11 @@ def test_affine_networks_are_exact(norm, box):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("rising", [True, False])
-@pytest.mark.parametrize("nonlinearity", [torch.sigmoid, lambda z: z.relu(), lambda z: z**3, lambda z: z], ids=["sigmoid", "relu", "cube", "linear"])
+@pytest.mark.parametrize(
+    "nonlinearity",
+    [torch.sigmoid, lambda z: z.relu(), lambda z: z**3, lambda z: z],
+    ids=["sigmoid", "relu", "cube", "linear"],
+)
 def test_pointwise_neurons_are_exact_whatever_the_nonlinearity(norm, rising, nonlinearity):
     w = torch.tensor([2.0, -1.0, 0.5, 0.0], dtype=torch.float64)
     neuron = iso.Neuron(lambda x: nonlinearity(x @ w), (4,), iso.Box(-3.0, 3.0))
