@@ -1,7 +1,7 @@
 """The closest adversary: our search beside its peers, on the same cases, counted alike, in one run.
 
     python benchmarks/closest.py --data ../shared/data --models mnist-interval mnist-adversarial --norms 2 inf 1 \
-        --cases 100 --steps 100 1000 --out FOLDER [--methods ours ddn fab ...] [--reuse]
+        --cases 100 --steps 100 1000 --out FOLDER [--methods ours ddn fab ...] [--reuse] [--device cuda]
 
 For each model and norm a JSON file, a table and a figure. Counting follows AttackBench (Cina, Rony et al., AAAI 2025):
 a method's result in a case is the smallest perturbation that it *asked the network about*, misclassified and inside the
@@ -72,7 +72,7 @@ class Task:
     def identity(self) -> dict:
         """What must agree for stored results to be those of this task."""
         weights = b"".join(v.cpu().numpy().tobytes() for _, v in sorted(self.net.state_dict().items()))
-        cases = self.x.numpy().tobytes() + self.labels.numpy().tobytes()
+        cases = self.x.cpu().numpy().tobytes() + self.labels.cpu().numpy().tobytes()
         return {
             "model": self.model, "norm": self.norm, "cases": len(self.x), "budget": self.budget,
             "weights": hashlib.sha256(weights).hexdigest()[:16], "data": hashlib.sha256(cases).hexdigest()[:16],
@@ -88,7 +88,7 @@ def run(task: Task, attack: peers.Attack, *, in_order: bool) -> tuple[dict, Tens
     """Everything that is kept of one attack on the cases of `task`, and its nearest points (case, *shape)."""
     counted = peers.Counted(task.net, task.x, task.labels, task.p, task.budget, in_order=in_order).eval()
     found, note = None, ""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
             with counted.watching():
@@ -156,13 +156,13 @@ def measure(task: Task, names: list[str], steps: list[int], slow_cases: int, reu
             raise SystemExit(f"{path} is of {earlier['identity']}, not of {record['identity']}; run without --reuse.")
         record["methods"] = {k: v for k, v in earlier["methods"].items() if not (is_ours(k) and OURS in names)}
     nearest = path.with_suffix(".safetensors")
-    points = load_file(nearest)["peers"] if record["methods"] and nearest.exists() else task.x.clone()
+    points = load_file(nearest)["peers"].to(task.x) if record["methods"] and nearest.exists() else task.x.clone()
     for key, method in still_to_run(task, names, steps, slow_cases, record).items():
         before = smallest(record, [k for k in record["methods"] if not is_ours(k)])
         said, found = method()
         record["methods"][key] = said
         if not is_ours(key):
-            better = torch.nonzero(floats(said["distance"]) < before[: len(found)]).flatten()
+            better = torch.nonzero(floats(said["distance"]) < before[: len(found)]).flatten().to(found.device)
             points[better] = found[better]
             save_file({"peers": points, "x": task.x, "labels": task.labels}, nearest)
         print(f"  {key:18s} {said['seconds']:8.1f} s  {said['note']}", flush=True)
@@ -334,8 +334,12 @@ def draw(record: dict, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
-def cases_of(name: str, data: Path, count: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network, and the first `count` correctly classified test images in an order that is always the same."""
+def cases_of(name: str, data: Path, count: int, device: str = "cpu") -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, and the first `count` correctly classified test images in an order that is always the same.
+
+    Which ones is decided on the CPU. On a GPU convolutions and products keep all 24 bits of a float32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     net, images, labels = zoo.load(name, data)
     net.eval().requires_grad_(False)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -346,7 +350,7 @@ def cases_of(name: str, data: Path, count: int) -> tuple[nn.Module, Tensor, Tens
             if sum(map(len, kept)) >= count:
                 break
     rows = torch.cat(kept)[:count]
-    return net, images[rows].contiguous(), labels[rows]
+    return net.to(device), images[rows].contiguous().to(device), labels[rows].to(device)
 
 
 def main() -> None:
@@ -361,6 +365,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help=f"{OURS} and the names of peers; all by default")
     parser.add_argument("--reuse", action="store_true", help="take peers from FOLDER where they are there")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -372,7 +377,7 @@ def main() -> None:
     if peers.ADV_LIB is None:
         print(peers.GET_ADV_LIB)
     for model in options.models:
-        net, x, labels = cases_of(model, options.data, options.cases)
+        net, x, labels = cases_of(model, options.data, options.cases, options.device)
         for norm in options.norms:
             print(f"\n{model}, L{norm}", flush=True)
             task = Task(model, net, x, labels, norm, options.budget)

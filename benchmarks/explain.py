@@ -30,7 +30,6 @@ MODELS = (
     "mnist-mlp", "mnist-softplus", "mnist-gelu", "mnist-lca", "mnist-adversarial-0.1", "mnist-interval-0.1",
     "mnist-adversarial", "mnist-interval", "cifar-cnn", "cifar-adversarial",
 )  # fmt: skip
-AT_ONCE = 32  # images between two looks at the clock
 
 
 def measured(name: str, options: argparse.Namespace) -> Factors:
@@ -39,16 +38,20 @@ def measured(name: str, options: argparse.Namespace) -> Factors:
     if path.exists():
         stored = json.loads(path.read_text())
         return Factors(**{n: torch.tensor(v, dtype=getattr(torch, kind)) for n, (kind, v) in stored.items()})
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU too, all 24 bits of a float32
     network, images, labels = zoo.load(name, options.data)
+    network, images, labels = (
+        v.to(options.device) for v in (network, images[: options.cases], labels[: options.cases])
+    )
     clf = Classifier.of(network, shape=tuple(images.shape[1:]), box=Box(0.0, 1.0), name=name)
-    right = clf.predict(images[: options.cases]) == labels[: options.cases]
-    x, labels = images[: options.cases][right], labels[: options.cases][right]
+    right = clf.predict(images) == labels
+    x, labels = images[right], labels[right]
     distances = options.out / f"{name}-{options.cases}-{options.budget}-distances.json"
     begin = time.perf_counter()
     if distances.exists():
-        far = torch.tensor(json.loads(distances.read_text()))
+        far = torch.tensor(json.loads(distances.read_text()), device=x.device)
     else:
-        far = clf.closest_adversary(x, labels, budget=options.budget, batch_size=AT_ONCE).distance
+        far = clf.closest_adversary(x, labels, budget=options.budget, batch_size=options.at_once).distance
         distances.write_text(json.dumps(far.tolist()))
     searched = time.perf_counter()
     look = clf.predict_distance(x, labels, predictor=FootPoints(3)).distance
@@ -59,7 +62,7 @@ def measured(name: str, options: argparse.Namespace) -> Factors:
     )  # fmt: skip
     values = {f.name: getattr(found, f.name) for f in fields(found)}
     path.write_text(json.dumps({n: (str(v.dtype).removeprefix("torch."), v.tolist()) for n, v in values.items()}))
-    return found
+    return Factors(**{n: v.cpu() for n, v in values.items()})
 
 
 def without_look(factors: Factors) -> Factors:
@@ -97,6 +100,8 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=2, help="in which the Hessian is measured")
     parser.add_argument("--look", action="store_true", help="with the seventh factor: three steps of foot points")
     parser.add_argument("--figure", type=Path, help="file for the figure")
+    parser.add_argument("--at-once", type=int, default=32, help="images that are searched for together")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -142,6 +142,7 @@ class Counted(nn.Module):
     def trace(self, grid: Tensor) -> Tensor:
         """Best distance of each case within `grid` propagations (case, grid); infinite before the first success."""
         table = torch.full((len(self.x), len(grid) + 1), INF, dtype=self.x.dtype, device=self.x.device)
+        grid = grid.to(self.x.device)
         for cases, count, distance in self.events:
             at = cases * table.shape[1] + torch.searchsorted(grid, count)
             table.view(-1).scatter_reduce_(0, at, distance, "amin")

@@ -1,7 +1,7 @@
 """Predicted distances beside measured ones: a table per model and the frontier of accuracy against gradients, in one run.
 
     python benchmarks/prediction.py --data ../shared/data --models mnist-mlp mnist-lca --out FOLDER \
-        [--norm 2] [--cases 100] [--closest FOLDER] [--deep 2]
+        [--norm 2] [--cases 100] [--closest FOLDER] [--deep 2] [--device cuda]
 
 The measured distance of a case is the smallest that anything found: the results of `closest.py` where its folder is given
 with `--closest` (same cases), our search with 150 gradients, and `--deep` longer looks at several scales with other random
@@ -90,7 +90,7 @@ def smaller(a: Tensor, b: Tensor) -> Tensor:
     """The smaller of two distances of each of the cases that both know; infinity for NaN."""
     least = a.clone()
     some = min(len(a), len(b))
-    least[:some] = torch.minimum(a[:some], b[:some].double().nan_to_num(nan=INF))
+    least[:some] = torch.minimum(a[:some], b[:some].cpu().double().nan_to_num(nan=INF))
     return least
 
 
@@ -152,9 +152,9 @@ def _silent(_: object) -> Prediction:
     raise NotImplementedError("only its stored answers are refined here.")
 
 
-def rows(told: Prediction, cases: Tensor) -> Prediction:
-    """Some of the cases."""
-    return replace(told, **{f.name: getattr(told, f.name)[cases] for f in fields(told)})
+def rows(told: Prediction, cases: Tensor | slice, device: str = "cpu") -> Prediction:
+    """Some of the cases, on a device."""
+    return replace(told, **{f.name: getattr(told, f.name)[cases].to(device) for f in fields(told)})
 
 
 def show(name: str, norm: str, table: dict[str, dict], best: Tensor) -> None:
@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--closest", type=Path, help="folder with the results of closest.py")
     parser.add_argument("--deep", type=int, default=2, help="longer looks that add to the measured distances")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -239,13 +240,14 @@ def main() -> None:
     kept = options.out / f"prediction-L{options.norm}.json"  # the figure also shows the models of earlier runs
     tables: dict[str, dict[str, dict]] = json.loads(kept.read_text()) if kept.exists() else {}
     for name in options.models:
-        net, x, labels = closest.cases_of(name, options.data, options.cases)
+        net, x, labels = closest.cases_of(name, options.data, options.cases, options.device)
         classifier = Classifier.of(net, shape=tuple(x.shape[1:]), box=Box(0, 1))
         best = reference(name, classifier, x, labels, options.norm, options.deep, options.closest, options.out)
         tables[name] = {}
         for key in options.predictors:
             begin = time.perf_counter()
             told = classifier.predict_distance(x, labels, predictor=PREDICTORS[key], norm=closest.NORMS[options.norm])
+            told = rows(told, slice(None), "cpu")
             tables[name][key] = measure(told, best, time.perf_counter() - begin, classifier.classes)
         show(name, options.norm, tables[name], best)
         kept.write_text(json.dumps(tables, indent=1))
