@@ -96,6 +96,10 @@ def test_a_cuda_device_answers_as_the_cpu_does(question):
     assert here.keys() == there.keys()
     for name, value in there.items():
         assert value.is_cuda, name
+        # other rounding, so a bracket may close a few passes sooner or later: counts are only about the same
+        counted = name in ("gradients", "forwards", "hvps", "steps")
+        rtol, atol = (0.25, 3.0) if counted else (1e-5, 1e-7)
         torch.testing.assert_close(
-            value.cpu(), here[name], rtol=1e-5, atol=1e-7, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
-        )
+            *(v.double() for v in (value.cpu(), here[name])),
+            rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}",
+        )  # fmt: skip
