@@ -156,10 +156,10 @@ def _silent(_: object) -> Prediction:
 
 
 def ask(
-    key: str, classifier: Classifier, x: Tensor, labels: Tensor, options: argparse.Namespace, path: Path
+    key: str, name: str, classifier: Classifier, x: Tensor, labels: Tensor, options: argparse.Namespace
 ) -> tuple[Prediction, float]:
     """What a predictor says, on the CPU, and the seconds it took; from the file where it is there."""
-    path = path.with_name(path.name.replace(" ", "-").replace("/", "by") + ".safetensors")
+    path = options.out / f"told-{name}-L{options.norm}-{key.replace(' / ', '-by-').replace(' ', '-')}.safetensors"
     if path.exists():
         kept = load_file(path)
         nowhere = {"displacement": torch.empty(len(x), 0)}
@@ -265,7 +265,7 @@ def main() -> None:
         best = reference(name, classifier, x, labels, options.norm, options.deep, options.closest, options.out)
         tables[name] = {}
         for key in options.predictors:
-            told, seconds = ask(key, classifier, x, labels, options, options.out / f"told-{name}-L{options.norm}-{key}")
+            told, seconds = ask(key, name, classifier, x, labels, options)
             tables[name][key] = measure(told, best, seconds, classifier.classes)
         show(name, options.norm, tables[name], best)
         kept.write_text(json.dumps(tables, indent=1))
