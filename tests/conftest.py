@@ -1,10 +1,20 @@
 """What every test file shares: one thread, seeded generators, one hypothesis profile."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes and types are checked at run time wherever users call; not in the loops below, where that would take longer than
+# the tests themselves. Before anything of the library is imported.
+INNER = {"approach", "contour", "crossing", "dual", "hooks", "loop", "neuron", "norms", "operators"}
+SOURCE = Path(__file__).parent.parent / "src" / "isoresponse"
+CHECKED = [f"isoresponse.{p.stem}" for p in SOURCE.iterdir() if p.stem not in INNER and not p.stem.startswith("__")]
+install_import_hook(CHECKED, "typecheck.checker")
+
 from studying import assert_refused, cache, digits, main, place, run, small, study, subject  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
