@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "isoresponse"
 CHECKED = [f"isoresponse.{p.stem}" for p in SOURCE.iterdir() if p.stem not in INNER and not p.stem.startswith("__")]
 install_import_hook(CHECKED, "typecheck.checker")
 
-from studying import assert_refused, cache, digits, main, place, run, small, study, subject  # noqa: F401  (fixtures)
+from studying import assert_refused, cache, digits, main, place, run, small, study, subject  # noqa: E402, F401  (fixtures)
 
 torch.set_num_threads(1)
 

@@ -210,5 +210,5 @@ def test_invalid_questions_are_refused(changes, message):
 
 def test_a_start_is_needed_for_every_case(generator, unchecked):
     known = quadric(5, generator=generator)
-    with pytest.raises(ValueError, match="neuron was made for 5 cases, .* got 2 in start"):
+    with pytest.raises(ValueError, match=r"neuron was made for 5 cases, .* got 2 in start"):
         unchecked(closest_point)(known.neuron, known.x, known.level, start=known.x[:2])
