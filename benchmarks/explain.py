@@ -1,11 +1,10 @@
 """What susceptibility is made of: shares of the variance of measured log distances, per network and across them, in one run.
 
-    python benchmarks/explain.py --data ../shared/data --out FOLDER [--models mnist-mlp mnist-lca] [--figure shares.pdf]
+    python benchmarks/explain.py --data ../shared/data --predictions FOLDER --out FOLDER [--models mnist-mlp mnist-lca]
 
-Measured distances are those of `Classifier.closest_adversary` with `--budget` gradients, of test images decided correctly.
-The factors (gap, spacing, its rate, turning, bending, the box) are measured at the image alone and nothing is fitted. Both,
-and the distance told by a look further (foot points), are kept in FOLDER, network by network, so that a run can go on where
-another one ended.
+Measured distances, and those told by a look further (`--look`: at several scales), are those that `prediction.py` has left in
+its folder, of the same images. The factors (gap, spacing, its rate, turning, bending, the box) are measured at the image
+alone and nothing is fitted. They are kept in FOLDER, network by network, so that a run can go on where another one ended.
 
 Per network two lines: mean over all orders of switching factors on (Shapley), and the fixed order of the columns, in per
 cent with 95 % bootstrap intervals; `left` is what no factor accounts for. Then the standard deviation of log(measured /
@@ -20,11 +19,12 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import closest
 import torch
-import zoo
+from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from isoresponse import Box, Classifier, Explanation, Factors, FootPoints, adversary_factors, explain, pool_factors
+from isoresponse import Box, Classifier, Explanation, Factors, adversary_factors, explain, pool_factors
 
 MODELS = (
     "mnist-mlp", "mnist-softplus", "mnist-gelu", "mnist-lca", "mnist-adversarial-0.1", "mnist-interval-0.1",
@@ -34,32 +34,20 @@ MODELS = (
 
 def measured(name: str, options: argparse.Namespace) -> Factors:
     """The factors of one network's images, beside measured distances; from the folder where it is there."""
-    path = options.out / f"{name}-{options.cases}-{options.budget}-{options.directions}.json"
+    truth = json.loads((options.predictions / f"reference-{name}-L2.json").read_text())["distance"]
+    cases = min(options.cases, len(truth))
+    path = options.out / f"{name}-{cases}-{options.directions}.json"
     if path.exists():
         stored = json.loads(path.read_text())
         return Factors(**{n: torch.tensor(v, dtype=getattr(torch, kind)) for n, (kind, v) in stored.items()})
-    torch.backends.cudnn.allow_tf32 = False  # on a GPU too, all 24 bits of a float32
-    network, images, labels = zoo.load(name, options.data)
-    network, images, labels = (
-        v.to(options.device) for v in (network, images[: options.cases], labels[: options.cases])
-    )
-    clf = Classifier.of(network, shape=tuple(images.shape[1:]), box=Box(0.0, 1.0), name=name)
-    right = clf.predict(images) == labels
-    x, labels = images[right], labels[right]
-    distances = options.out / f"{name}-{options.cases}-{options.budget}-distances.json"
+    net, x, labels = closest.cases_of(name, options.data, cases, options.device)
+    clf = Classifier.of(net, shape=tuple(x.shape[1:]), box=Box(0.0, 1.0), name=name)
+    far = closest.floats(truth[:cases]).to(x)
+    look = load_file(options.predictions / f"told-{name}-L2-many-scales.safetensors")["distance"][:cases].to(x)
     begin = time.perf_counter()
-    if distances.exists():
-        far = torch.tensor(json.loads(distances.read_text()), device=x.device)
-    else:
-        far = clf.closest_adversary(x, labels, budget=options.budget, batch_size=options.at_once).distance
-        distances.write_text(json.dumps(far.tolist()))
-    searched = time.perf_counter()
-    look = clf.predict_distance(x, labels, predictor=FootPoints(3)).distance
     found = adversary_factors(clf, x, labels, far, directions=options.directions, further=look)
-    print(
-        f"{name}: {len(x)} images, search {searched - begin:.0f} s, factors {time.perf_counter() - searched:.0f} s, "
-        f"{float(found.gradients.double().mean()):.0f} gradients per image", flush=True,
-    )  # fmt: skip
+    seconds, cost = time.perf_counter() - begin, float(found.gradients.double().mean())
+    print(f"{name}: {cases} images, {seconds:.0f} s, {cost:.0f} gradients per image", flush=True)
     values = {f.name: getattr(found, f.name) for f in fields(found)}
     path.write_text(json.dumps({n: (str(v.dtype).removeprefix("torch."), v.tolist()) for n, v in values.items()}))
     return Factors(**{n: v.cpu() for n, v in values.items()})
@@ -91,16 +79,13 @@ def rows(name: str, told: Explanation) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist/ and cifar10/")
-    parser.add_argument("--out", type=Path, required=True, help="folder in which distances and factors are kept")
+    parser.add_argument("--predictions", type=Path, required=True, help="folder that prediction.py has written, in L2")
+    parser.add_argument("--out", type=Path, required=True, help="folder in which factors are kept")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME")
-    parser.add_argument(
-        "--cases", type=int, default=150, help="test images looked at; those decided wrongly are left out"
-    )
-    parser.add_argument("--budget", type=int, default=100, help="gradients per image of the search")
+    parser.add_argument("--cases", type=int, default=500, help="images looked at, at most")
     parser.add_argument("--directions", type=int, default=2, help="in which the Hessian is measured")
-    parser.add_argument("--look", action="store_true", help="with the seventh factor: three steps of foot points")
+    parser.add_argument("--look", action="store_true", help="with the seventh factor: a look at several scales")
     parser.add_argument("--figure", type=Path, help="file for the figure")
-    parser.add_argument("--at-once", type=int, default=32, help="images that are searched for together")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -60,6 +60,7 @@ FAMILIES = {
     "margin": "#999999", "margin / gradient": "#D55E00", "CLEVER": "#CC79A7", "first order": "#E69F00",
     "along": "#56B4E9", "2-jet": "#0072B2", "foot": "#222222", "many": "#009E73",
 }  # fmt: skip
+MARKS = dict(zip(FAMILIES, "osPXv^oD", strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------- measured
@@ -197,37 +198,37 @@ def show(name: str, norm: str, table: dict[str, dict], best: Tensor) -> None:
 
 def draw(tables: dict[str, dict[str, dict]], norm: str, path: Path) -> None:
     """What is left to perfect rank correlation, and the error on the learned scale, against gradients per class."""
+    across = min(len(tables), 5)
+    down = -(-len(tables) // across)
     figure, panels = plt.subplots(
-        2,
-        len(tables),
-        figsize=(1.6 + 2.5 * len(tables), 5.6),
-        sharex=True,
-        sharey="row",
-        layout="constrained",
-        squeeze=False,
-    )
+        2 * down, across, figsize=(1.8 + 2.1 * across, 0.4 + 4.2 * down), sharex=True, layout="constrained", squeeze=False
+    )  # fmt: skip
     seen: dict[str, object] = {}
-    for column, (name, table) in zip(panels.T, tables.items(), strict=True):
+    for k, (name, table) in enumerate(tables.items()):
+        column = panels[2 * (k // across) : 2 * (k // across) + 2, k % across]
         for family, colour in FAMILIES.items():
-            mine = {k: r for k, r in table.items() if max((f for f in FAMILIES if k.startswith(f)), key=len) == family}
-            at = [
-                max(r["gradients"], 0.3) for r in mine.values()
-            ]  # a margin costs none, which a log axis does not show
-            for panel, values in zip(
-                column,
-                ([1 - r["spearman"] for r in mine.values()], [r["scaled error"] for r in mine.values()]),
-                strict=True,
-            ):
+            mine = [r for n, r in table.items() if max((f for f in FAMILIES if n.startswith(f)), key=len) == family]
+            at = [max(r["gradients"], 0.3) for r in mine]  # a margin costs none, which a log axis does not show
+            left = [1 - r["spearman"] for r in mine], [r["scaled error"] for r in mine]
+            for panel, values in zip(column, left, strict=True):
                 (line,) = panel.plot(at, [max(v, 1e-4) for v in values], "o-", color=colour, ms=5, lw=1.2)
+                line.set_marker(MARKS[family])
             seen.setdefault(family, line)
         column[0].set_title(name, fontsize=9)
-        column[1].set_xlabel("gradients per class\n(0.3: none)", fontsize=8)
-    for panel in panels.flat:
-        panel.set(xscale="log", yscale="log")
+        column[1].set_xlabel("gradients per class", fontsize=8)
+    for k in range(len(tables), across * down):
+        for panel in panels[2 * (k // across) : 2 * (k // across) + 2, k % across]:
+            panel.remove()
+    for panel in figure.axes:
+        panel.set(xscale="log", yscale="log", ylim=(7e-5, 2))
+        panel.set_xticks([0.3, 1, 3, 10], ["none", "1", "3", "10"], minor=False)
+        panel.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        panel.tick_params(labelbottom=True, labelsize=8)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].set_ylabel("1 - Spearman")
-    panels[1, 0].set_ylabel("median |log error|, scaled")
+    for upper, lower in zip(panels[::2, 0], panels[1::2, 0], strict=True):
+        upper.set_ylabel("1 - Spearman")
+        lower.set_ylabel("median |log error|, scaled")
     names = {
         "margin / gradient": "margin / gradient norm",
         "along": "along the way",
