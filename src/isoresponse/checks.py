@@ -92,7 +92,7 @@ def check_neuron(neuron: Neuron, x: Float[Tensor, "case *shape"], *, generator: 
     if vanishes:
         notes.append(
             "the Hessian is zero almost everywhere (linear, or piecewise linear such as ReLU): exact curvature says "
-            "nothing. Predictions of order 2 measure it at the scale of the perturbation; so does "
+            "nothing. Predictions measure it at the scale of the perturbation (tiers 3 and 4); so does "
             "secant_jet(neuron, x, scale=...)."
         )
     disagreement = _second_derivative_error(neuron, x, direction, gradient)

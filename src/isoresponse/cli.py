@@ -117,12 +117,12 @@ def study(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="folder with natural_images/, mnist/, cifar10/, fsdd/; left out: what scikit-learn brings"),
+        typer.Option(help="folder with natural_images/, mnist/, cifar10/, fsdd/, dem/; left out: what scikit-learn brings"),
     ] = None,
     seed: SeedOption = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
-    """Run an experiment of Paiton et al. (2020) again: figure, table, every case, and verdicts with intervals."""
+    """Run an experiment (the first five: Paiton et al. 2020, again): figure, table, every case, and verdicts with intervals."""
     with _stage("load libraries", None):
         from isoresponse.studies.folder import finished_folder
         from isoresponse.studies.paper import claim_table, run_study

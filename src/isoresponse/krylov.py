@@ -1,7 +1,7 @@
 """The Hessian along the directions that matter for one displacement: what a prediction over that distance needs.
 
 Differences of gradients along the displacement itself, along what the gradient's change adds to it, and so on: the
-vectors that Lanczos would multiply with. Two of them carry the prediction of order 2.
+vectors that Lanczos would multiply with. Two of them carry the predictions of tier 3.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def krylov_jet(
     """The 2-jet at the scale of `displacement`, known in the Krylov space of `steps` dimensions that it spans.
 
     One gradient a step, at x plus a step of the length of the displacement (one-sided, inside the box): what the
-    prediction of order 2 looks at. Curvature is known in the tangent directions of that space only, and where the space has
+    prediction of tier 3 looks at. Curvature is known in the tangent directions of that space only, and where the space has
     fewer dimensions than `steps` (the displacement is an eigenvector, say) principal curvatures are UNDEFINED.
 
     Raises
@@ -71,7 +71,7 @@ def krylov_secants(
     displacement moves. One gradient each. Each change is corrected along its own step so that the
     quadratic passes through the response at every probe: the value there is known anyway, and it holds
     the curvature weighted as a prediction over that distance needs it (with it the median error of the
-    second-order prediction falls fivefold, `benchmarks/digits.py`).
+    prediction falls fivefold).
     """
     moving = displacement != 0
     size = displacement.norm(dim=1, keepdim=True)

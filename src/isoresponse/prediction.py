@@ -43,7 +43,8 @@ class Doubt(enum.IntFlag):
 
 _REASONS = {
     Doubt.BOX: "half of what the perturbation would move, by size, is held at the bounds of the box",
-    Doubt.BLIND: "the first linearisation does not see the contour: most of the gap is left where it says the contour is",
+    Doubt.BLIND: "the first linearisation does not see the contour: most of the gap is left where it says the contour is; "
+    "iso.ManyScales() looks further",
     Doubt.UNSETTLED: "the last step still changed the distance by more than a twentieth",
     Doubt.FOCUSING: "the contour bends towards the input about as sharply as it is far: its nearest point lies aside",
     Doubt.KINK: "gradient differences are far from symmetric: a kink lies on the way",
