@@ -117,7 +117,9 @@ def study(
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="folder with natural_images/, mnist/, cifar10/, fsdd/, dem/; left out: what scikit-learn brings"),
+        typer.Option(
+            help="folder with natural_images/, mnist/, cifar10/, fsdd/, dem/; left out: what scikit-learn brings"
+        ),
     ] = None,
     seed: SeedOption = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
