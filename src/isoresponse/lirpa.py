@@ -54,7 +54,7 @@ def lirpa_bound(
     ImportError
         The package auto_LiRPA is not installed.
     ValueError, TypeError
-        Invalid inputs or labels, an unknown norm, radii that are not positive and rising.
+        Invalid inputs or labels, an unknown norm, radii that are not positive and rising, a layer without a bound there.
     """
     box = box or Box()
     require_inputs(x, tuple(x.shape[1:]), box)
@@ -82,9 +82,15 @@ def lirpa_bound(
             ball = lirpa.PerturbationLpNorm(norm=norm, eps=radius, x_L=ends[0], x_U=ends[1])
         else:
             ball = lirpa.PerturbationLpNorm(norm=norm, eps=radius)
-        least, _ = bounded.compute_bounds(
-            x=(lirpa.BoundedTensor(x, ball),), C=margins, method=method, bound_upper=False
-        )  # fmt: skip
+        try:
+            least, _ = bounded.compute_bounds(
+                x=(lirpa.BoundedTensor(x, ball),), C=margins, method=method, bound_upper=False
+            )  # fmt: skip
+        except RuntimeError as error:  # NotImplementedError among them
+            raise ValueError(
+                f"auto_LiRPA cannot bound this network for inputs in {x.dtype}; it knows some layers in float32 only, and "
+                f"others not at all ({error})."
+            ) from error
         worst, which = least.detach().min(1)
         weakest = torch.where(proved, rivals.gather(1, which[:, None])[:, 0], weakest)
         proved = proved & (worst > 0)
