@@ -19,7 +19,7 @@ from studying import assert_refused, cache, digits, main, place, run, small, stu
 
 torch.set_num_threads(1)
 
-settings.register_profile("isoresponse", deadline=None, derandomize=True, database=None, max_examples=20)
+settings.register_profile("isoresponse", deadline=None, derandomize=True, database=None, max_examples=14)
 settings.load_profile("isoresponse")
 
 

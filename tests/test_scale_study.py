@@ -66,7 +66,7 @@ def test_the_networks_scale_is_the_classifiers_first_order_prediction():
 
 
 def test_the_figure_tells_the_three_stories():
-    figure, numbers = study.scale(cases=4)
+    figure, numbers = study.scale(cases=2)
     relu, gelu, lca = (numbers[k] for k in ("relu", "gelu", "lca"))
     assert relu["exact"] == 0
     assert lca["exact"] == 0
@@ -78,7 +78,7 @@ def test_the_figure_tells_the_three_stories():
         assert row["at_proposed_scale"]["secant"] > 0
         assert max(row["secant"]) > row["secant"][-1]
     assert relu["smoothed"][-1] is None  # wider than the box
-    assert relu["smoothed_cases"] == [4] * 10 + [0]
+    assert relu["smoothed_cases"] == [2] * 10 + [0]
     assert len(figure.axes) == 3
     assert len(figure.legends) == 1
     for ax in figure.axes:

@@ -108,7 +108,7 @@ def test_a_kink_stalls_near_its_optimum(generator):
     cornered = (dual > 0).all(1)  # both planes hold the answer: it lies on the kink
     w, dual = w[cornered], dual[cornered]
     neuron = Neuron(lambda x, w: torch.einsum("ckn,cn->ck", w, x).amin(1), (5,), given=(w,))
-    found = closest_point(neuron, torch.zeros(len(w), 5, dtype=torch.float64), 1.0, budget=400)
+    found = closest_point(neuron, torch.zeros(len(w), 5, dtype=torch.float64), 1.0, budget=250)
     assert found.success.all()
     assert (found.status == Status.STALLED).double().mean() > 0.9
     ratio = found.distance / torch.einsum("ckn,ck->cn", w, dual).norm(dim=1)
