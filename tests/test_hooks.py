@@ -246,3 +246,14 @@ def test_another_dtype_than_the_models_is_named_with_the_cure(layer):
         ValueError, match=r"inputs are torch.float64 on cpu but .* torch.float32 .* x.to\(torch.float32\)"
     ):
         neuron.value(torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_a_model_that_changes_the_dtype_is_refused():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    with pytest.raises(
+        ValueError, match=r"answers in torch\.float64 to inputs in torch\.float32; let it keep the dtype"
+    ):
+        Neuron.of(Doubled(4, 3), unit=0, shape=(4,))

@@ -80,7 +80,9 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
         def whole(x: Tensor) -> Any:
             _require_same_kind(module, x)
             with evaluating(module):
-                return module(x.clone())  # the model may work in place
+                output = module(x.clone())  # the model may work in place
+            _require_dtype_kept(output, x)
+            return output
 
         return whole
     modules = dict(module.named_modules(remove_duplicate=False))
@@ -100,6 +102,7 @@ def forward_of(module: nn.Module, layer: str | None) -> Callable[[Tensor], Any]:
             with evaluating(module):
                 module(x.clone())
         except _Reached as reached:
+            _require_dtype_kept(reached.output, x)
             return reached.output
         finally:
             handle.remove()
@@ -230,4 +233,11 @@ def _require_same_kind(module: nn.Module, x: Tensor) -> None:
         raise ValueError(
             f"the inputs are {x.dtype} on {x.device} but the model's parameters are {like.dtype} on "
             f"{like.device}; move one to the other, e.g. x.to({like.dtype}).to({str(like.device)!r})."
+        )
+
+
+def _require_dtype_kept(output: Any, x: Tensor) -> None:
+    if isinstance(output, Tensor) and output.is_floating_point() and output.dtype != x.dtype:
+        raise ValueError(
+            f"the model answers in {output.dtype} to inputs in {x.dtype}; let it keep the dtype of the input."
         )
