@@ -160,16 +160,17 @@ def test_a_dead_start_and_a_nan_end_alone(generator):
 @pytest.mark.parametrize("build", [quadric, relu_net])
 def test_a_case_alone_is_the_case_in_a_batch(build, generator):
     if build is quadric:
-        known = quadric(4, generator=generator)
-        neuron, x, level = known.neuron, known.x, known.level
+        known = quadric(4, 3, generator=generator)
+        neuron, x = known.neuron, known.x
+        level = neuron.value(x) + 0.2 * (known.level - neuron.value(x))
     else:
         neuron = Neuron.of(relu_net(generator=generator), shape=(6,))
         x = normal(4, 6, generator=generator)
-        level = neuron.value(x) + 0.1
-    whole = gradient_path(neuron, x, level, knots=6)
+        level = neuron.value(x) + 0.05
+    whole = gradient_path(neuron, x, level, knots=3)
     for i in (0, 3):
         case = slice(i, i + 1)
-        alone = gradient_path(neuron.select(torch.tensor([i])), x[case], level[case], knots=6)
+        alone = gradient_path(neuron.select(torch.tensor([i])), x[case], level[case], knots=3)
         assert alone.status[0] == whole.status[i]
         torch.testing.assert_close(alone.points[0], whole.points[i], rtol=1e-9, atol=1e-9, equal_nan=True)
 
