@@ -1,6 +1,7 @@
 """Curvature against scale, as a figure and as a page of the guide; histograms of curvatures."""
 
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_the_networks_scale_is_the_classifiers_first_order_prediction():
     torch.testing.assert_close(asked.proposed, told)
 
 
-def test_the_figure_tells_the_three_stories():
+def test_the_figure_tells_the_three_stories(monkeypatch):
+    monkeypatch.setattr(study, "sparse_unit", partial(study.sparse_unit, units=80))
     figure, numbers = study.scale(cases=2)
     relu, gelu, lca = (numbers[k] for k in ("relu", "gelu", "lca"))
     assert relu["exact"] == 0
