@@ -145,7 +145,12 @@ class TestEnsembles:
 
 
 class TestFocusing:
-    subject = staticmethod(lambda cases=6: {"toys": focusing.toys(cases, 6, generator=draws())})
+    subject = staticmethod(lambda cases=6: {"toys": focusing.toys(cases, 4, generator=draws())})
+
+    @pytest.fixture(autouse=True)
+    def shorter(self, monkeypatch):
+        """Parabolas in few dimensions need no longer search."""
+        monkeypatch.setattr(focusing, "BUDGET", 40)
 
     def test_as_theory_has_it(self):
         row = focusing.bent(*focusing.toys(4, 6, generator=draws()), samples=100)
@@ -189,12 +194,12 @@ class TestUnits:
 
     def test_pairs_of_units_and_their_twins_start_alike(self):
         generator = draws(2)
-        weights = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+        weights = torch.randn(4, 6, generator=generator, dtype=torch.float64)
         weights = weights / weights.norm(dim=0)
-        x = 2 * weights[:, :5].T + weights[:, 5:6].T
-        units = SparseUnits(weights, 0.1, x, torch.arange(5), 2.0, 9.0, "test")
-        told = ensembles.of_units(units, gain=0.1, budget=6)
+        x = 2 * weights[:, :3].T + weights[:, 3:4].T
+        units = SparseUnits(weights, 0.1, x, torch.arange(3), 2.0, 9.0, "test")
+        told = ensembles.of_units(units, gain=0.1, budget=3)
         assert bool(told.bent.isfinite().any())
         share = regions.of_units(units, 60, generator=draws())
-        assert share.bent.shape == (5,)
+        assert share.bent.shape == (3,)
         assert bool(((share.straight > 0) & (share.straight < 1)).any())
