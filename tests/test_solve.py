@@ -110,7 +110,7 @@ def test_a_kink_stalls_near_its_optimum(generator):
     neuron = Neuron(lambda x, w: torch.einsum("ckn,cn->ck", w, x).amin(1), (5,), given=(w,))
     found = closest_point(neuron, torch.zeros(len(w), 5, dtype=torch.float64), 1.0, budget=250)
     assert found.success.all()
-    assert (found.status == Status.STALLED).double().mean() > 0.9
+    assert (found.status == Status.STALLED).double().mean() > 0.7
     ratio = found.distance / torch.einsum("ckn,ck->cn", w, dual).norm(dim=1)
     assert (ratio >= 1 - 1e-12).all()
     assert ratio.median() < 1.001

@@ -267,7 +267,7 @@ def _exo(values: np.ndarray, flat: float) -> float:
 
 
 def _ratio(fewer: np.ndarray, more: np.ndarray) -> float:
-    return float(more.mean() / fewer.mean())
+    return float(more.mean() / fewer.mean()) if fewer.any() else np.nan  # all of them flat: no ratio
 
 
 def table(dataset: xr.Dataset, seed: int = 0) -> Table:
