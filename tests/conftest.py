@@ -10,7 +10,19 @@ from jaxtyping import install_import_hook
 
 # Shapes and types are checked at run time wherever users call; not in the loops below, where that would take longer than
 # the tests themselves. Before anything of the library is imported.
-INNER = {"approach", "contour", "crossing", "dual", "hooks", "loop", "neuron", "norms", "operators"}
+INNER = {
+    "approach",
+    "contour",
+    "crossing",
+    "dual",
+    "hooks",
+    "loop",
+    "marching",
+    "neuron",
+    "norms",
+    "operators",
+    "spectra",
+}
 SOURCE = Path(__file__).parent.parent / "src" / "isoresponse"
 CHECKED = [f"isoresponse.{p.stem}" for p in SOURCE.iterdir() if p.stem not in INNER and not p.stem.startswith("__")]
 install_import_hook(CHECKED, "typecheck.checker")

@@ -10,7 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_python_examples_of_the_readme_run(capsys):
     examples = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     names: dict = {}
     for example in examples:
         exec(compile(example, str(README), "exec"), names)
@@ -23,3 +23,5 @@ def test_the_python_examples_of_the_readme_run(capsys):
     assert (names["bent"].error > 0).any()
     assert names["far"].success.any()
     assert names["trace"].cosine.shape[0] == 5
+    assert names["shares"].names[0] == "gap"
+    assert (names["proved"].lower <= names["found"].distance * (1 + 1e-6)).all()
