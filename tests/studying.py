@@ -122,7 +122,7 @@ def assert_refused(place, run):
     """Runs a command and asserts the contract of bad input: status 2, one sentence, no traceback, nothing on the disk."""
 
     def command(arguments, message):
-        before = sorted(place.rglob("*"))
+        before = sorted(p for p in place.rglob("*") if "__pycache__" not in p.parts)
         code, _, err = run(*arguments)
         sentences = [line for line in err.splitlines() if line.startswith("error:")]
         assert code == 2, err
