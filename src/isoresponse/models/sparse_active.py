@@ -14,8 +14,7 @@ from torch import Tensor
 
 from isoresponse.models.sparse_elements import Elements
 
-GROUP = {"cpu": 16}  # cases whose systems are factored together: they have about the same number of active units
-LAUNCHED = 32  # the same where every call is a launch on a device
+GROUP = 32  # cases whose systems are factored together: they have about the same number of active units
 ENTRIES = 2**24  # of the systems in a group at most, unless one alone has more
 
 Dims = tuple[int | None, ...]
@@ -43,10 +42,10 @@ class ActiveSystem:
         self.order, self.back = order, order.argsort()
         self.groups: list[_Group] = []
         self.lengths: list[int] = []
-        first, group = 0, GROUP.get(active.device.type, LAUNCHED)
+        first = 0
         while first < len(sizes):
             most = sizes[first]
-            last = min(len(sizes), first + max(1, min(group, ENTRIES // max(1, most * most))))
+            last = min(len(sizes), first + max(1, min(GROUP, ENTRIES // max(1, most * most))))
             self.groups.append(_Group(elements, units[first:last, :most], used[first:last, :most], hasty))
             self.lengths.append(last - first)
             first = last
