@@ -156,6 +156,7 @@ def curvature_histograms(
     ax.set_ylim(0.5 * smallest, 1.5)
     ax.set_yscale("log")
     ax.set_xlim(edges[0], edges[-1])
+    ax.locator_params(axis="x", nbins=6)  # longer numbers run into each other in narrow panels
     ax.set_xlabel(xlabel)
     ax.set_ylabel("share of the values per bin")
     ax.legend(fontsize=7)
