@@ -31,6 +31,7 @@ InputsOption = Annotated[
     Path | None, typer.Option(help=".npz with arrays 'inputs' and 'labels', or a folder with the MNIST files")
 ]
 SeedOption = Annotated[int, typer.Option(help="picks the cases and trains the built-in model")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
 
 
 @app.callback(invoke_without_command=True)
@@ -51,7 +52,7 @@ def report(
     bounds: Annotated[tuple[float, float], typer.Option(help="allowed range of every input element")] = (0.0, 1.0),
     cases: Annotated[int, typer.Option(help="number of correctly classified inputs")] = 200,
     seed: SeedOption = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: DeviceOption = "cpu",
     threads: Annotated[
         int, typer.Option(help="CPU threads; 0: one for inputs of under 256 elements, else torch's choice")
     ] = 0,
@@ -122,6 +123,7 @@ def study(
         ),
     ] = None,
     seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
     """Run an experiment (the first five: Paiton et al. 2020, again): figure, table, every case, and verdicts with intervals."""
@@ -130,7 +132,7 @@ def study(
         from isoresponse.studies.paper import claim_table, run_study
 
     with finished_folder(out) as folder:
-        numbers = run_study(name, folder, data=data, quick=quick, seed=seed, stage=_stage)
+        numbers = run_study(name, folder, data=data, quick=quick, seed=seed, device=device, stage=_stage)
     claim_table(numbers, out)
 
 

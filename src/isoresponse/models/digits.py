@@ -35,6 +35,11 @@ class Data:
     test: tuple[Tensor, Tensor]
     name: str
 
+    def to(self, device: torch.device | str) -> Data:
+        """The same on another device."""
+        moved = [(images.to(device), labels.to(device)) for images, labels in (self.train, self.test)]
+        return Data(moved[0], moved[1], self.name)
+
 
 def mlp(side: int = 8, classes: int = 10) -> nn.Sequential:
     """An untrained multilayer perceptron with ReLU: piecewise linear, its exact Hessian is zero."""
@@ -121,7 +126,7 @@ def trained(
     side = data.train[0].shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = NETWORKS[name](side)
+        net = NETWORKS[name](side).to(data.train[0].device)
     path = _cache_file(f"{data.name}-{name}", data, seed, cache)
     try:
         net.load_state_dict(load_file(path))
@@ -159,7 +164,7 @@ def _train(
 
 def _cache_file(name: str, data: Data, seed: int, cache: Path | None) -> Path:
     folder = cache or Path(os.environ.get("ISORESPONSE_CACHE") or platformdirs.user_cache_dir("isoresponse"))
-    content = hashlib.sha256(data.train[0].numpy().tobytes() + data.train[1].numpy().tobytes()).hexdigest()[:12]
+    content = hashlib.sha256(data.train[0].cpu().numpy().tobytes() + data.train[1].cpu().numpy().tobytes()).hexdigest()[:12]
     return folder / f"{name}-recipe{RECIPE}-seed{seed}-{content}.safetensors"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,6 +47,11 @@ class Domain:
     smaller: str
     epochs: int
     names: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> Domain:
+        """The same on another device."""
+        train, test = ((x.to(device), labels.to(device)) for x, labels in (self.train, self.test))
+        return replace(self, train=train, test=test, net=self.net.to(device))
 
 
 def trained(domain: Domain, *, seed: int = 0, on_epoch: Callable[[int, int], None] | None = None) -> nn.Module:

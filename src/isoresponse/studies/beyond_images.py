@@ -75,7 +75,9 @@ class Looked:
     accuracy: float
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` with a folder `fsdd` gives spoken digits."""
     settings = QUICK if quick else Settings()
     makers = {
@@ -86,7 +88,7 @@ def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage
     found = {}
     for name, maker in makers.items():
         with stage(f"{name}: train and look", 1, "domain") as on_done:
-            found[name] = look(maker(), cases=settings.cases, samples=settings.samples, seed=seed)
+            found[name] = look(maker().to(device), cases=settings.cases, samples=settings.samples, seed=seed)
             on_done(1)
     return outcome(found, seed=seed).about(
         data=None if data is None else data.name, seed=seed, quick=quick, **asdict(settings),
@@ -119,7 +121,7 @@ def look(domain: Domain, *, cases: int, samples: int = 200, seed: int = 0) -> Lo
     share = in_directions(rising, x, -gap, scale, samples=samples, generator=generator)
     jet = chord_jet(rising, x, scale=scale, generator=generator)
     bent = torch.stack([
-        normal_curvature(jet, torch.randn(x.shape, generator=generator, dtype=x.dtype)).value for _ in range(PROBES)
+        normal_curvature(jet, torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)).value for _ in range(PROBES)
     ])  # fmt: skip
     lost = float("nan")
     return Looked(
@@ -138,7 +140,7 @@ def outcome(found: dict[str, Looked], *, seed: int = 0) -> Outcome:
     def rows(key: str) -> np.ndarray:
         made = np.full((len(found), most), np.nan)
         for i, seen in enumerate(found.values()):
-            values = getattr(seen, key).double().numpy()
+            values = getattr(seen, key).double().cpu().numpy()
             made[i, : len(values)] = values
         return made
 
@@ -168,22 +170,22 @@ def _claims(name: str, seen: Looked, seed: int) -> list[Claim]:
     return [
         Claim(
             f"{name}: the nearest adversary is small, under {domain.smaller}", f"size in {domain.unit}, median over inputs",
-            bootstrap(np.median, seen.size.numpy(), seed=seed), domain.small, "below",
+            bootstrap(np.median, seen.size.cpu().numpy(), seed=seed), domain.small, "below",
         ),
         Claim(
             f"{name}: steps of a search for it align with the contours' normal",
             "mean cosine of steps and normal, mean over inputs",
-            bootstrap(np.mean, seen.cosine.numpy(), seed=seed), DIAGONAL,
+            bootstrap(np.mean, seen.cosine.cpu().numpy(), seed=seed), DIAGONAL,
         ),
         Claim(
             f"{name}: gap and spacing alone rank how susceptible inputs are",
             "Spearman correlation over inputs of the first-order distance and the smallest perturbation found",
-            bootstrap(rank, seen.first_order.numpy(), seen.distance.numpy(), paired=True, seed=seed), RANKED,
+            bootstrap(rank, seen.first_order.cpu().numpy(), seen.distance.cpu().numpy(), paired=True, seed=seed), RANKED,
         ),
         Claim(
             f"{name}: contours are bent so that fewer directions raise the other class than straight ones would leave",
             "share of random directions, as far as the boundary, in which the best other class gains on the label; straight "
-            "contours leave one half; mean over inputs", bootstrap(np.mean, seen.share.numpy(), seed=seed), 0.5, "below",
+            "contours leave one half; mean over inputs", bootstrap(np.mean, seen.share.cpu().numpy(), seed=seed), 0.5, "below",
         ),
     ]  # fmt: skip
 
@@ -220,7 +222,7 @@ def _figure(found: dict[str, Looked]) -> Figure:
 
 def plot_measured(ax: Axes, seen: Looked) -> None:
     """First-order distances against measured ones."""
-    told, measured = seen.first_order.numpy(), seen.distance.numpy()
+    told, measured = seen.first_order.cpu().numpy(), seen.distance.cpu().numpy()
     top = float(np.nanmax([told.max(), np.nanmax(measured)]))
     ax.plot([0, top], [0, top], "--", color=plot.INK, lw=1)
     ax.plot(told, measured, "o", ms=4, color=plot.BLUE, mec=plot.INK, mew=0.4)
@@ -233,16 +235,16 @@ def _example(ax: Axes, seen: Looked, case: int) -> None:
     x, change = seen.x[case], seen.adversary[case] - seen.x[case]
     size = float(seen.size[case])
     if x.ndim == 2 and x.shape[0] == 1:
-        ax.plot(x[0].numpy(), color=plot.SKY, lw=0.6, label="sound")
-        ax.plot(change[0].numpy(), color=plot.VERMILION, lw=0.6, label="change")
+        ax.plot(x[0].cpu().numpy(), color=plot.SKY, lw=0.6, label="sound")
+        ax.plot(change[0].cpu().numpy(), color=plot.VERMILION, lw=0.6, label="change")
         ax.set_xlabel("sample")
         ax.set_ylabel("amplitude")
     else:
         values, marks = (change, seen.domain.names) if x.ndim == 1 else (change.norm(dim=1), ())
         base = x if x.ndim == 1 else x.norm(dim=1)
         at = np.arange(len(values))
-        ax.bar(at - 0.2, base.numpy(), 0.4, color=plot.SKY, label="input")
-        ax.bar(at + 0.2, values.numpy(), 0.4, color=plot.VERMILION, label="change")
+        ax.bar(at - 0.2, base.cpu().numpy(), 0.4, color=plot.SKY, label="input")
+        ax.bar(at + 0.2, values.cpu().numpy(), 0.4, color=plot.VERMILION, label="change")
         ax.set_xlabel("quantity" if marks else "word of the passage")
         ax.set_ylabel("standard deviations" if marks else "length of the vector")
     ax.set_title(f"a typical case: {size:.2g} {seen.domain.unit.partition(',')[0]}", fontsize=9)

@@ -51,21 +51,25 @@ class Settings:
 QUICK = Settings(cases=40, budget=60, lattice_budget=30, train=10_000, pictures=2400)
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as in the module's docstring."""
     settings = QUICK if quick else Settings()
-    conditions = subjects_of(data, settings, seed=seed, stage=stage)
+    conditions = subjects_of(data, settings, seed=seed, device=device, stage=stage)
     return outcome(stored(conditions, settings, stage=stage), seed=seed).about(
         data=str(data), seed=seed, quick=quick, **asdict(settings)
     )
 
 
-def subjects_of(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> list[Networks]:
+def subjects_of(
+    data: Path | None, settings: Settings, *, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> list[Networks]:
     """Networks with images that they decide right, by data set.
 
     Raises FileNotFoundError for a folder that is not there.
     """
-    every = [on_digits(data, train=settings.train, cases=settings.cases, seed=seed, stage=stage)]
+    every = [on_digits(data, train=settings.train, cases=settings.cases, seed=seed, device=device, stage=stage)]
     if data is not None:
         of_pictures = subjects.Settings(
             cases=settings.cases,
@@ -73,16 +77,18 @@ def subjects_of(data: Path | None, settings: Settings, *, seed: int = 0, stage: 
             pictures=settings.pictures,
             picture_epochs=settings.picture_epochs,
         )
-        every += subjects.pictures(data, of_pictures, seed=seed, stage=stage).values()
+        every += subjects.pictures(data, of_pictures, seed=seed, device=device, stage=stage).values()
     return every
 
 
-def on_digits(data: Path | None, *, train: int, cases: int, seed: int = 0, stage: Stage = silent) -> Networks:
+def on_digits(
+    data: Path | None, *, train: int, cases: int, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Networks:
     """The built-in networks on MNIST, where `data` has it, or else on scikit-learn's digits.
 
     Raises FileNotFoundError for a folder that is not there.
     """
-    found = _scanned(data)
+    found = _scanned(data).to(device)
     some = Data((found.train[0][:train], found.train[1][:train]), found.test, found.name)
     nets = {}
     for kind in zoo.NETWORKS:
@@ -125,12 +131,12 @@ def described(kept: LatticeSolution, title: str, levels: int, elements: int) -> 
     inputs = {"units": "input"}
     return xr.Dataset(
         {
-            "grey": ("case", grey.numpy(), {"units": "grey level", "long_name": "r.m.s. size of the smallest perturbation"}),
-            "d_float": ("case", kept.d_float.numpy(), {**inputs, "long_name": "distance in floating point"}),
-            "d_round": ("case", kept.d_round.numpy(), {**inputs, "long_name": "distance after rounding, where across"}),
-            "d_lattice": ("case", kept.d_lattice.numpy(), {**inputs, "long_name": "distance of the nearest on the levels"}),
-            "survives": ("case", kept.survives.double().numpy(), {"units": "1", "long_name": "across after rounding"}),
-            "status": ("case", kept.status.numpy(), {"units": "1", "long_name": "how the lattice search ended"}),
+            "grey": ("case", grey.cpu().numpy(), {"units": "grey level", "long_name": "r.m.s. size of the smallest perturbation"}),
+            "d_float": ("case", kept.d_float.cpu().numpy(), {**inputs, "long_name": "distance in floating point"}),
+            "d_round": ("case", kept.d_round.cpu().numpy(), {**inputs, "long_name": "distance after rounding, where across"}),
+            "d_lattice": ("case", kept.d_lattice.cpu().numpy(), {**inputs, "long_name": "distance of the nearest on the levels"}),
+            "survives": ("case", kept.survives.double().cpu().numpy(), {"units": "1", "long_name": "across after rounding"}),
+            "status": ("case", kept.status.cpu().numpy(), {"units": "1", "long_name": "how the lattice search ended"}),
             "levels": ((), levels, {"units": "1", "long_name": "values that a pixel can have"}),
         },
         coords={"condition": title if levels == BITS8 else f"{title}, {levels} levels", "case": np.arange(len(kept))},

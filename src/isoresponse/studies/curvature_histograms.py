@@ -80,10 +80,12 @@ QUICK = Settings(
 )  # fmt: skip
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as for `materials.natural_patches`."""
     settings = QUICK if quick else Settings()
-    found = natural_patches(data, settings.size, settings.patches, seed=seed)
+    found = natural_patches(data, settings.size, settings.patches, seed=seed, device=device)
     dictionaries = {
         o: trained_dictionary(
             found.x,
@@ -161,7 +163,7 @@ def measure(
             )  # fmt: skip
             attrs = {"units": "1/input", "long_name": f"curvature at a scale {WIDER:g} times smaller"}
             rows.append(table.assign(
-                curvature_finer=(("neuron", "plane"), finer.curvature[None].numpy(), attrs),
+                curvature_finer=(("neuron", "plane"), finer.curvature[None].cpu().numpy(), attrs),
                 unit=("neuron", [k], {"units": "1", "long_name": "number of the unit"}),
             ))  # fmt: skip
             on_done(planes)

@@ -48,7 +48,7 @@ class Patches:
         return self.x.shape[-1]
 
 
-def natural_patches(data: Path | None, size: int, count: int, *, seed: int = 0) -> Patches:
+def natural_patches(data: Path | None, size: int, count: int, *, seed: int = 0, device: str = "cpu") -> Patches:
     """Patches of natural pictures that are whitened and have standard deviation 1.
 
     Parameters
@@ -64,7 +64,7 @@ def natural_patches(data: Path | None, size: int, count: int, *, seed: int = 0) 
     """
     pictures, name = _pictures(data)
     scaled = [p / p.std() for p in pictures]
-    return Patches.of(patches(scaled, size, count, generator=Generator().manual_seed(seed)), name)
+    return Patches.of(patches(scaled, size, count, generator=Generator().manual_seed(seed)).to(device), name)
 
 
 def _pictures(data: Path | None) -> tuple[list[Tensor], str]:
@@ -89,7 +89,7 @@ def _pictures(data: Path | None) -> tuple[list[Tensor], str]:
         ) from None
 
 
-def labelled_images(data: Path | None, *, seed: int = 0) -> dict[str, Data]:
+def labelled_images(data: Path | None, *, seed: int = 0, device: str = "cpu") -> dict[str, Data]:
     """MNIST and grey CIFAR-10, cropped to its middle 28 x 28 pixels, from the folders `mnist` and `cifar10` of `data`.
 
     Where one of the two is missing the other is taken alone; None takes scikit-learn's digits of 8 x 8 pixels. Training
@@ -101,7 +101,7 @@ def labelled_images(data: Path | None, *, seed: int = 0) -> dict[str, Data]:
         A folder that is not there, or has neither.
     """
     if data is None:
-        return {"digits": zoo.digits()}
+        return {"digits": zoo.digits().to(device)}
     require_folder(data)
     found = {}
     if (data / "mnist").is_dir():
@@ -116,7 +116,8 @@ def labelled_images(data: Path | None, *, seed: int = 0) -> dict[str, Data]:
             "for scikit-learn's digits."
         )
     order = Generator().manual_seed(seed)
-    return {name: Data(_shuffled(d.train, order), _shuffled(d.test, order), d.name) for name, d in found.items()}
+    shuffled = {name: Data(_shuffled(d.train, order), _shuffled(d.test, order), d.name) for name, d in found.items()}
+    return {name: d.to(device) for name, d in shuffled.items()}
 
 
 def _shuffled(split: tuple[Tensor, Tensor], generator: Generator) -> tuple[Tensor, Tensor]:

@@ -53,11 +53,13 @@ class Settings:
 QUICK = Settings(size=10, overcompleteness=(2, 4), patches=50_000, steps=400, shown=10_000)
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as for `materials.natural_patches`."""
     settings = QUICK if quick else Settings()
-    found = natural_patches(data, settings.size, settings.patches, seed=seed)
-    shown = natural_patches(data, settings.size, settings.shown, seed=seed + 1).x.double()
+    found = natural_patches(data, settings.size, settings.patches, seed=seed, device=device)
+    shown = natural_patches(data, settings.size, settings.shown, seed=seed + 1, device=device).x.double()
     tables, example = [], None
     for o in settings.overcompleteness:
         dictionary = trained_dictionary(
@@ -127,9 +129,9 @@ def excitation(
             angles[k] = torch.rad2deg(torch.arccos(cosine.clamp(-1, 1))).nanmean()
         count = exciting.sum(0).double().masked_fill(top <= 0, torch.nan)
         rows.append(xr.Dataset({
-            "count": ("unit", count.numpy(), {"units": "1", "long_name": "number of patches that excite the unit"}),
-            "angle": ("unit", angles.numpy(), {"units": "degree", "long_name": "mean angle of these to the weight"}),
-            "largest": ("unit", top.numpy(), {"units": "response", "long_name": "largest response"}),
+            "count": ("unit", count.cpu().numpy(), {"units": "1", "long_name": "number of patches that excite the unit"}),
+            "angle": ("unit", angles.cpu().numpy(), {"units": "degree", "long_name": "mean angle of these to the weight"}),
+            "largest": ("unit", top.cpu().numpy(), {"units": "response", "long_name": "largest response"}),
         }).expand_dims(model=[name]))  # fmt: skip
     found = xr.concat(rows, "model", combine_attrs="override")
     number = found.assign_coords(unit=np.arange(weights.shape[1]))

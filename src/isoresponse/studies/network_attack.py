@@ -67,11 +67,13 @@ QUICK = Settings(
 )  # fmt: skip
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as for `materials.labelled_images`."""
     settings = QUICK if quick else Settings()
     tables = []
-    for name, images in labelled_images(data, seed=seed).items():
+    for name, images in labelled_images(data, seed=seed, device=device).items():
         for units in settings.units:
             for layers in settings.layers:
                 title = f"{name} {layers}L {units}"
@@ -99,6 +101,7 @@ def networks(
         sparse = behind_lca(dictionary, sparsity=settings.sparsity, hidden=hidden)
         units_alone = LinearNonlinear(dictionary.T.contiguous(), torch.relu, bias=-settings.sparsity)
         pointwise = nn.Sequential(nn.Flatten(), units_alone, *mlp((units,), hidden))
+    plain, sparse, pointwise = (net.to(x.device) for net in (plain, sparse, pointwise))
     recipe = f"{units}-{layers}L-{settings.train}-{settings.epochs}-{settings.head_epochs}-{settings.dictionary_steps}"
     for name, net, front in ((MLP, plain, 0), (LCA_NET, sparse, 1), (POINTWISE, pointwise, 2)):
         epochs = settings.head_epochs if front else settings.epochs
@@ -146,11 +149,11 @@ def attack(
     chosen = torch.nonzero(right.all(0)).flatten()[: settings.cases]
     if len(chosen) == 0:
         raise ValueError(f"no image of {title} is classified right by all of {', '.join(classifiers)}; train longer.")
-    held_out = torch.ones(len(images), dtype=torch.bool).index_fill(0, chosen, False)
+    held_out = torch.ones_like(labels, dtype=torch.bool).index_fill(0, chosen, False)
     x, y = images[chosen], labels[chosen]
     generator = Generator().manual_seed(seed)
     classes = next(iter(classifiers.values())).classes
-    targets = (y + torch.randint(1, classes, y.shape, generator=generator)) % classes
+    targets = (y + torch.randint(1, classes, y.shape, generator=generator).to(y)) % classes
     rows = []
     for name, classifier in classifiers.items():
         surrogate = next((c for n, c in classifiers.items() if n != name), None)
@@ -162,7 +165,7 @@ def attack(
         )
         rows.append(row.expand_dims(model=[name]))
     found = xr.concat(rows, "model", combine_attrs="override")
-    extra = {"label": ("case", y.numpy()), "target": ("case", targets.numpy()), "index": ("case", chosen.numpy())}
+    extra = {"label": ("case", y.cpu().numpy()), "target": ("case", targets.cpu().numpy()), "index": ("case", chosen.cpu().numpy())}
     found = found.assign_coords(case=range(len(x)))
     return found.assign(extra).assign(pixels=((), x[0].numel(), {"units": "1"})).expand_dims(condition=[title])
 
@@ -219,15 +222,15 @@ def _dataset(by_rule: dict[str, SignGradient], searches: dict[str, Solution], ma
     reached = [*(r.reached for r in by_rule.values()), by_rule["temperature 1"].msd_at_change.isfinite()]
     return xr.Dataset(
         {
-            "msd": (("rule", "case"), torch.stack(msd).numpy(), {
+            "msd": (("rule", "case"), torch.stack(msd).cpu().numpy(), {
                 "units": "input^2", "long_name": "mean squared distance at the stop of the sign-gradient attack",
             }),
-            "reached": (("rule", "case"), torch.stack(reached).to(torch.int8).numpy(), {
+            "reached": (("rule", "case"), torch.stack(reached).to(torch.int8).cpu().numpy(), {
                 "units": "1", "long_name": "whether the stopping rule was met within the steps",
             }),
-            "distance": (("search", "case"), distance.numpy(), {"units": "input", "long_name": "L2 distance found"}),
-            "gradients": (("search", "case"), torch.stack([s.gradients for s in searches.values()]).numpy(), {"units": "1"}),
-            "smallest": ("case", smallest.numpy(), {
+            "distance": (("search", "case"), distance.cpu().numpy(), {"units": "input", "long_name": "L2 distance found"}),
+            "gradients": (("search", "case"), torch.stack([s.gradients for s in searches.values()]).cpu().numpy(), {"units": "1"}),
+            "smallest": ("case", smallest.cpu().numpy(), {
                 "units": "input", "long_name": "smallest L2 distance found by any search, with or without gradients",
             }),
             "alarm_share": ("alarm", [a.share for a in masking.alarms], {"units": "1", "long_name": "share of cases"}),

@@ -62,15 +62,17 @@ class Settings:
 QUICK = Settings(size=10, patches=50_000, steps=400, neurons=20, starts=3, shown=3000, mei_starts=3)
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as for `materials.natural_patches`."""
     settings = QUICK if quick else Settings()
-    found = natural_patches(data, settings.size, settings.patches, seed=seed)
+    found = natural_patches(data, settings.size, settings.patches, seed=seed, device=device)
     dictionary = trained_dictionary(
         found.x, units_of(settings.overcompleteness, settings.size**2), sparsity=settings.sparsity, steps=settings.steps,
         seed=seed, stage=stage,
     )  # fmt: skip
-    shown = natural_patches(data, settings.size, settings.shown, seed=seed + 1).x.double().flatten(1)
+    shown = natural_patches(data, settings.size, settings.shown, seed=seed + 1, device=device).x.double().flatten(1)
     dataset, examples = real_paths(
         models(dictionary, settings.sparsity), dictionary, shown, settings, unit=found.norm, seed=seed, stage=stage
     )
@@ -217,23 +219,23 @@ def described(walk: Walk, weight: Tensor, mei: Tensor) -> xr.Dataset:
     moved = points - points[:, :1]
     degree = {"units": "degree"}
     return xr.Dataset({
-        "off_axis": (("start", "knot"), (away / away[:, :1]).numpy(), {
+        "off_axis": (("start", "knot"), (away / away[:, :1]).cpu().numpy(), {
             "units": "1", "long_name": "distance from the axis of the weight, relative to the start",
         }),
-        "off_mei": (("start", "knot"), (off / off[:, :1]).numpy(), {
+        "off_mei": (("start", "knot"), (off / off[:, :1]).cpu().numpy(), {
             "units": "1", "long_name": "distance from the axis of the measured MEI, relative to the start",
         }),
-        "input_angle": (("start", "knot"), _angle(points, axis).numpy(), {**degree, "long_name": "input and weight"}),
-        "mei_angle": (("start", "knot"), _angle(points, mei).numpy(), {**degree, "long_name": "input and measured MEI"}),
-        "change_angle": (("start", "knot"), _angle(moved, axis).numpy(), {
+        "input_angle": (("start", "knot"), _angle(points, axis).cpu().numpy(), {**degree, "long_name": "input and weight"}),
+        "mei_angle": (("start", "knot"), _angle(points, mei).cpu().numpy(), {**degree, "long_name": "input and measured MEI"}),
+        "change_angle": (("start", "knot"), _angle(moved, axis).cpu().numpy(), {
             **degree, "long_name": "perturbation and weight",
         }),
-        "change_mei_angle": (("start", "knot"), _angle(moved, mei).numpy(), {
+        "change_mei_angle": (("start", "knot"), _angle(moved, mei).cpu().numpy(), {
             **degree, "long_name": "perturbation and measured MEI",
         }),
-        "length": (("start", "knot"), walk.arclength.numpy(), {"units": "input", "long_name": "length of the path"}),
-        "response": (("start", "knot"), walk.responses.numpy(), {"units": "response", "long_name": "response"}),
-        "status": ("start", walk.status.numpy(), {"units": "1", "long_name": "how the path ended"}),
+        "length": (("start", "knot"), walk.arclength.cpu().numpy(), {"units": "input", "long_name": "length of the path"}),
+        "response": (("start", "knot"), walk.responses.cpu().numpy(), {"units": "response", "long_name": "response"}),
+        "status": ("start", walk.status.cpu().numpy(), {"units": "1", "long_name": "how the path ended"}),
     })  # fmt: skip
 
 

@@ -213,7 +213,7 @@ def _arrows(ax: Axes, neuron: Neuron, plane: Plane, x: tuple[float, float], y: t
     size = within.norm(dim=1, keepdim=True)
     some = size[:, 0] > 1e-9
     ax.quiver(
-        *at[some].T.numpy(), *(within / size)[some].T.numpy(), color=plot.FAINT, width=0.004, scale=26, headwidth=4, zorder=2
+        *at[some].T.cpu().numpy(), *(within / size)[some].T.cpu().numpy(), color=plot.FAINT, width=0.004, scale=26, headwidth=4, zorder=2
     )  # fmt: skip
 
 

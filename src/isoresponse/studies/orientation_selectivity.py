@@ -73,10 +73,12 @@ QUICK = Settings(
 )  # fmt: skip
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as for `materials.natural_patches`."""
     settings = QUICK if quick else Settings()
-    found = natural_patches(data, settings.size, settings.patches, seed=seed)
+    found = natural_patches(data, settings.size, settings.patches, seed=seed, device=device)
     units = units_of(settings.overcompleteness, settings.size**2)
     dictionary = trained_dictionary(
         found.x, units, sparsity=settings.sparsity, steps=settings.steps, seed=seed, stage=stage
@@ -129,8 +131,8 @@ def tuning(
     """
     size, units = math.isqrt(weights.shape[0]), weights.shape[1]
     frequency = peak_frequency(weights)
-    angle = torch.arange(settings.orientations, dtype=weights.dtype) * (torch.pi / settings.orientations)
-    phase = torch.arange(settings.phases, dtype=weights.dtype) * (2 * torch.pi / settings.phases)
+    angle = torch.arange(settings.orientations, dtype=weights.dtype, device=weights.device) * (torch.pi / settings.orientations)
+    phase = torch.arange(settings.phases, dtype=weights.dtype, device=weights.device) * (2 * torch.pi / settings.phases)
     each = settings.orientations * settings.phases
     curves = []
     with stage(f"gratings for {name}", units, "unit") as on_done, torch.no_grad():
@@ -141,7 +143,7 @@ def tuning(
             curves.append(own.abs().mean(2))
             on_done(len(some))
     return described(torch.cat(curves), angle).assign(
-        frequency=("unit", frequency.numpy(), {"units": "cycles/pixel", "long_name": "frequency of the gratings"})
+        frequency=("unit", frequency.cpu().numpy(), {"units": "cycles/pixel", "long_name": "frequency of the gratings"})
     ).expand_dims(model=[name])  # fmt: skip
 
 
@@ -167,7 +169,7 @@ def gratings(size: int, frequency: Tensor, angle: Tensor, phase: Tensor, *, leng
     >>> shown.shape, round(float(shown.norm()), 4), bool(shown.mean().abs() < 1e-6)
     (torch.Size([1, 1, 1, 8, 8]), 2.0, True)
     """
-    at = torch.arange(size, dtype=frequency.dtype) - (size - 1) / 2
+    at = torch.arange(size, dtype=frequency.dtype, device=frequency.device) - (size - 1) / 2
     down, right = torch.meshgrid(at, at, indexing="ij")
     across = torch.sin(angle)[:, None, None] * right + torch.cos(angle)[:, None, None] * down
     wave = torch.cos(2 * torch.pi * frequency[:, None, None, None, None] * across[:, None] - phase[:, None, None])
@@ -193,11 +195,11 @@ def described(curves: Tensor, angle: Tensor) -> xr.Dataset:
     }
     return xr.Dataset(
         {
-            "curve": (("unit", "orientation"), curves.numpy(), {"units": "response", "long_name": "tuning curve"}),
-            "silent": ("unit", silent_unit.numpy(), {"units": "1", "long_name": "whether no grating is answered"}),
-            **{k: ("unit", v.numpy(), {"units": u, "long_name": MEASURES[k][0]}) for k, (v, u) in values.items()},
+            "curve": (("unit", "orientation"), curves.cpu().numpy(), {"units": "response", "long_name": "tuning curve"}),
+            "silent": ("unit", silent_unit.cpu().numpy(), {"units": "1", "long_name": "whether no grating is answered"}),
+            **{k: ("unit", v.cpu().numpy(), {"units": u, "long_name": MEASURES[k][0]}) for k, (v, u) in values.items()},
         },
-        coords={"orientation": ("orientation", torch.rad2deg(angle).numpy(), {"units": "degree"})},
+        coords={"orientation": ("orientation", torch.rad2deg(angle).cpu().numpy(), {"units": "degree"})},
     )
 
 
@@ -311,7 +313,7 @@ def weight_figure(weights: dict[str, Tensor], size: int, *, most: int = 100) -> 
     """The first weights of every model as pictures."""
     drawn = new_figure(4.2 * len(weights), 4.5)
     for ax, (name, w) in zip(drawn.subplots(1, len(weights), squeeze=False)[0], weights.items(), strict=True):
-        ax.imshow(mosaic(w[:, :most], (size, size)).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        ax.imshow(mosaic(w[:, :most], (size, size)).cpu().numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(f"{name}: {min(most, w.shape[1])} of {w.shape[1]} weights", fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from isoresponse.studies.experiment import Outcome, shown, write_outcome
 from isoresponse.studies.measure import Stage, silent
+from isoresponse.studies.subject import device_named
 
 STUDIES = {  # name and what it asks
     "curvature-histograms": "do contours of sparse coding bend outward, and more with more units?",
@@ -44,7 +45,14 @@ STUDIES = {  # name and what it asks
 
 
 def run_study(
-    name: str, out: Path, *, data: Path | None = None, quick: bool = False, seed: int = 0, stage: Stage = silent
+    name: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    stage: Stage = silent,
 ) -> dict[str, Any]:
     """Run the experiment `name` and write everything into the empty folder `out`; returns what its `summary.json` holds.
 
@@ -57,17 +65,21 @@ def run_study(
         Small settings: minutes on 2 cores. Otherwise those of the module's docstring, which are meant for a GPU.
     seed
         Of training, of the choice of units, planes and cases, and of the bootstrap.
+    device
+        `cpu` or `cuda`: where models are trained and asked.
     stage
         Shows the progress.
 
     Raises
     ------
     ValueError
-        An unknown name.
+        An unknown name, or a device that is not there.
     FileNotFoundError
         A folder without what the experiment needs.
     """
-    outcome: Outcome = import_module(module_of(name)).study(data, quick=quick, seed=seed, stage=stage)
+    outcome: Outcome = import_module(module_of(name)).study(
+        data, quick=quick, seed=seed, device=str(device_named(device)), stage=stage
+    )
     return write_outcome(outcome, out, stage=stage)
 
 

@@ -78,11 +78,13 @@ class Looked:
     toward: Tensor  # (case, *shape): MEI of the rival less that of the label
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as in the module's docstring."""
     settings = QUICK if quick else Settings()
-    nets = on_digits(data, train=settings.train, cases=settings.cases, seed=seed, stage=stage)
-    samples = images_for(data, settings.train).double()
+    nets = on_digits(data, train=settings.train, cases=settings.cases, seed=seed, device=device, stage=stage)
+    samples = images_for(data, settings.train).to(device).double()
     dictionary = trained_dictionary(
         samples, settings.units, sparsity=SPARSITY, steps=settings.dictionary_steps, seed=seed, stage=stage
     )
@@ -148,7 +150,7 @@ def outcome(looks: list[Looked], *, seed: int = 0) -> Outcome:
     tables = []
     for look in looks:
         one = to_dataset(look.quality, coords=look.quality.coords)
-        one["growth"] = ("case", look.growth.numpy(), {"units": "1", "long_name": GROWTH})
+        one["growth"] = ("case", look.growth.cpu().numpy(), {"units": "1", "long_name": GROWTH})
         tables.append(one.expand_dims(network=[look.name]))
     dataset = xr.concat(tables, "network", combine_attrs="override", join="outer")
     figures = {NAME: (figure(looks), _CAPTION), "examples": (examples(looks[0]), _EXAMPLES)}
@@ -164,7 +166,7 @@ def claims(looks: list[Looked], *, seed: int = 0) -> tuple[Claim, ...]:
     """
     made = []
     for look in looks:
-        for name, gain in zip(look.quality.measures, look.quality.gain.numpy(), strict=True):
+        for name, gain in zip(look.quality.measures, look.quality.gain.cpu().numpy(), strict=True):
             if name in (LIKED, DIFFERENCE):
                 continue
             made.append(
@@ -177,7 +179,7 @@ def claims(looks: list[Looked], *, seed: int = 0) -> tuple[Claim, ...]:
             Claim(
                 f"(the essay) {look.name}: along the steepest path, the change looks more and more like the MEI",
                 "last less first alignment with the difference of MEIs, median over images",
-                bootstrap(np.median, look.growth.numpy(), seed=seed), 0.0, "above",
+                bootstrap(np.median, look.growth.cpu().numpy(), seed=seed), 0.0, "above",
             )
         )  # fmt: skip
     return tuple(made)

@@ -72,7 +72,9 @@ class Example:
     numbers: dict[str, float]
 
 
-def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage = silent) -> Outcome:
+def study(
+    data: Path | None, *, quick: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Outcome:
     """The whole experiment; `data` as in the module's docstring."""
     settings = QUICK if quick else Settings()
     tables, examples = [], []
@@ -81,7 +83,7 @@ def study(data: Path | None, *, quick: bool = False, seed: int = 0, stage: Stage
         table, example = on_landscape(terrain, name, settings, seed=seed, stage=stage)
         tables.append(table)
         examples.append(example)
-    nets = on_digits(data, train=settings.train, cases=settings.cases, seed=seed, stage=stage)
+    nets = on_digits(data, train=settings.train, cases=settings.cases, seed=seed, device=device, stage=stage)
     tables += on_networks(nets, settings, seed=seed, stage=stage)
     dataset = xr.concat(tables, "subject", combine_attrs="override", join="outer")
     found = [e for e in examples if e is not None]

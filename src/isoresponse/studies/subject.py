@@ -70,7 +70,7 @@ def load_subject(
     ValueError, TypeError, OSError
         Whatever does not fit, in one sentence.
     """
-    where = _device(device)
+    where = device_named(device)
     if not -float("inf") < bounds[0] < bounds[1] < float("inf"):
         raise ValueError(
             f"bounds must be two increasing finite numbers, got {bounds[0]} and {bounds[1]}; where inputs have no bounds, give "
@@ -212,7 +212,11 @@ def _pick(arrays: dict[str, np.ndarray], names: tuple[str, ...], path: Path) -> 
     )
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device `cpu` or `cuda`, with convolutions in full precision.
+
+    Raises ValueError for another name, or where torch sees no such device.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for but torch sees no CUDA device; use --device cpu.")
     if name not in ("cpu", "cuda"):

@@ -190,7 +190,9 @@ def networks(data: Path | None, settings: Settings, *, seed: int = 0, stage: Sta
     return judged(nets, images, settings.cases, seed)
 
 
-def pictures(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> dict[str, Networks]:
+def pictures(
+    data: Path | None, settings: Settings, *, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> dict[str, Networks]:
     """Convolutional networks that see natural pictures in colour, by what they are asked.
 
     Pictures are cut from scikit-learn's two photographs, training sees their left part, the cases come from the right one; one
@@ -203,7 +205,7 @@ def pictures(data: Path | None, settings: Settings, *, seed: int = 0, stage: Sta
         images = cifar10(data / "cifar10")
         order = torch.randperm(len(images.train[0]), generator=Generator().manual_seed(seed))
         every[CIFAR] = Data((images.train[0][order], images.train[1][order]), images.test, images.name)
-    return {task: _seen(task, images, settings, seed, stage) for task, images in every.items()}
+    return {task: _seen(task, images.to(device), settings, seed, stage) for task, images in every.items()}
 
 
 def _seen(task: str, images: Data, settings: Settings, seed: int, stage: Stage) -> Networks:
@@ -211,7 +213,7 @@ def _seen(task: str, images: Data, settings: Settings, seed: int, stage: Stage) 
     classes = int(images.train[1].max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = cnn((3, PICTURE, PICTURE), classes=classes, activation=nn.GELU)
+        net = cnn((3, PICTURE, PICTURE), classes=classes, activation=nn.GELU).to(some.train[0].device)
     epochs = settings.picture_epochs
 
     with stage(f"train {CNN}: {task}", epochs, "epoch") as on_done:
