@@ -127,6 +127,13 @@ def test_a_missing_gpu_is_said(small, assert_refused, monkeypatch):
     assert_refused(small("--device", "cuda"), "torch sees no CUDA device; use --device cpu")
 
 
+def test_a_study_refuses_a_device_that_is_not_there(assert_refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study = ["study", "neuron-attack", "--quick", "--out", "report", "--device"]
+    assert_refused([*study, "cuda"], "torch sees no CUDA device; use --device cpu")
+    assert_refused([*study, "tpu"], "device must be cpu or cuda, got 'tpu'")
+
+
 @pytest.mark.parametrize("inputs", [[], ["--inputs", "good.npz"], ["--inputs", "."]])
 def test_mnist_models_need_the_mnist_folder(assert_refused, inputs):
     assert_refused(["report", "--out", "report", "--model", "mnist-mlp", *inputs], "four MNIST files")

@@ -164,7 +164,7 @@ def _train(
 
 def _cache_file(name: str, data: Data, seed: int, cache: Path | None) -> Path:
     folder = cache or Path(os.environ.get("ISORESPONSE_CACHE") or platformdirs.user_cache_dir("isoresponse"))
-    content = hashlib.sha256(data.train[0].cpu().numpy().tobytes() + data.train[1].cpu().numpy().tobytes()).hexdigest()[:12]
+    content = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in data.train)).hexdigest()[:12]
     return folder / f"{name}-recipe{RECIPE}-seed{seed}-{content}.safetensors"
 
 
@@ -174,7 +174,7 @@ def _save(net: nn.Module, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             part = Path(folder) / "weights"
-            save_file(net.state_dict(), part)
+            save_file({name: t.cpu() for name, t in net.state_dict().items()}, part)
             part.replace(path)
     except OSError:
         return  # a cache that cannot be written costs seconds, not the run

@@ -131,7 +131,7 @@ def described(kept: LatticeSolution, title: str, levels: int, elements: int) -> 
     inputs = {"units": "input"}
     return xr.Dataset(
         {
-            "grey": ("case", grey.cpu().numpy(), {"units": "grey level", "long_name": "r.m.s. size of the smallest perturbation"}),
+            "grey": ("case", grey.cpu().numpy(), {"units": "grey level", "long_name": "r.m.s. size of the smallest change"}),
             "d_float": ("case", kept.d_float.cpu().numpy(), {**inputs, "long_name": "distance in floating point"}),
             "d_round": ("case", kept.d_round.cpu().numpy(), {**inputs, "long_name": "distance after rounding, where across"}),
             "d_lattice": ("case", kept.d_lattice.cpu().numpy(), {**inputs, "long_name": "distance of the nearest on the levels"}),

@@ -165,7 +165,7 @@ def attack(
         )
         rows.append(row.expand_dims(model=[name]))
     found = xr.concat(rows, "model", combine_attrs="override")
-    extra = {"label": ("case", y.cpu().numpy()), "target": ("case", targets.cpu().numpy()), "index": ("case", chosen.cpu().numpy())}
+    extra = {k: ("case", v.cpu().numpy()) for k, v in (("label", y), ("target", targets), ("index", chosen))}
     found = found.assign_coords(case=range(len(x)))
     return found.assign(extra).assign(pixels=((), x[0].numel(), {"units": "1"})).expand_dims(condition=[title])
 
@@ -220,6 +220,7 @@ def _dataset(by_rule: dict[str, SignGradient], searches: dict[str, Solution], ma
     smallest = every.amin(0).masked_fill(every.amin(0).isinf(), torch.nan)
     msd = [*(r.msd for r in by_rule.values()), by_rule["temperature 1"].msd_at_change]
     reached = [*(r.reached for r in by_rule.values()), by_rule["temperature 1"].msd_at_change.isfinite()]
+    spent = torch.stack([s.gradients for s in searches.values()])
     return xr.Dataset(
         {
             "msd": (("rule", "case"), torch.stack(msd).cpu().numpy(), {
@@ -229,7 +230,7 @@ def _dataset(by_rule: dict[str, SignGradient], searches: dict[str, Solution], ma
                 "units": "1", "long_name": "whether the stopping rule was met within the steps",
             }),
             "distance": (("search", "case"), distance.cpu().numpy(), {"units": "input", "long_name": "L2 distance found"}),
-            "gradients": (("search", "case"), torch.stack([s.gradients for s in searches.values()]).cpu().numpy(), {"units": "1"}),
+            "gradients": (("search", "case"), spent.cpu().numpy(), {"units": "1"}),
             "smallest": ("case", smallest.cpu().numpy(), {
                 "units": "input", "long_name": "smallest L2 distance found by any search, with or without gradients",
             }),

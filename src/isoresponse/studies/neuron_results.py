@@ -207,14 +207,13 @@ def _quartiles(values: np.ndarray) -> np.ndarray:
 def _arrows(ax: Axes, neuron: Neuron, plane: Plane, x: tuple[float, float], y: tuple[float, float]) -> None:
     """The gradient's direction within the plane, where there is a gradient."""
     ticks = [torch.linspace(a + 0.05 * (b - a), b - 0.05 * (b - a), 11, dtype=plane.basis.dtype) for a, b in (x, y)]
-    at = torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 2)
+    at = torch.stack(torch.meshgrid(*ticks, indexing="ij"), -1).reshape(-1, 2).to(plane.basis)
     _, gradient = neuron.value_and_grad(plane.inject(at))
     within = gradient.flatten(1) @ plane.basis.T
     size = within.norm(dim=1, keepdim=True)
     some = size[:, 0] > 1e-9
-    ax.quiver(
-        *at[some].T.cpu().numpy(), *(within / size)[some].T.cpu().numpy(), color=plot.FAINT, width=0.004, scale=26, headwidth=4, zorder=2
-    )  # fmt: skip
+    where, unit = at[some].T.cpu().numpy(), (within / size)[some].T.cpu().numpy()
+    ax.quiver(*where, *unit, color=plot.FAINT, width=0.004, scale=26, headwidth=4, zorder=2)
 
 
 _CAPTION = (

@@ -131,8 +131,8 @@ def tuning(
     """
     size, units = math.isqrt(weights.shape[0]), weights.shape[1]
     frequency = peak_frequency(weights)
-    angle = torch.arange(settings.orientations, dtype=weights.dtype, device=weights.device) * (torch.pi / settings.orientations)
-    phase = torch.arange(settings.phases, dtype=weights.dtype, device=weights.device) * (2 * torch.pi / settings.phases)
+    angle = torch.arange(settings.orientations).to(weights) * (torch.pi / settings.orientations)
+    phase = torch.arange(settings.phases).to(weights) * (2 * torch.pi / settings.phases)
     each = settings.orientations * settings.phases
     curves = []
     with stage(f"gratings for {name}", units, "unit") as on_done, torch.no_grad():
@@ -193,10 +193,11 @@ def described(curves: Tensor, angle: Tensor) -> xr.Dataset:
         "half_width": (half_width(curves).masked_fill(silent_unit, 90.0), "degree"),
         "orientation_index": (index.masked_fill(silent_unit, 0.0), "1"),
     }
+    curve, unheard = curves.cpu().numpy(), silent_unit.cpu().numpy()
     return xr.Dataset(
         {
-            "curve": (("unit", "orientation"), curves.cpu().numpy(), {"units": "response", "long_name": "tuning curve"}),
-            "silent": ("unit", silent_unit.cpu().numpy(), {"units": "1", "long_name": "whether no grating is answered"}),
+            "curve": (("unit", "orientation"), curve, {"units": "response", "long_name": "tuning curve"}),
+            "silent": ("unit", unheard, {"units": "1", "long_name": "whether no grating is answered"}),
             **{k: ("unit", v.cpu().numpy(), {"units": u, "long_name": MEASURES[k][0]}) for k, (v, u) in values.items()},
         },
         coords={"orientation": ("orientation", torch.rad2deg(angle).cpu().numpy(), {"units": "degree"})},
@@ -313,7 +314,8 @@ def weight_figure(weights: dict[str, Tensor], size: int, *, most: int = 100) -> 
     """The first weights of every model as pictures."""
     drawn = new_figure(4.2 * len(weights), 4.5)
     for ax, (name, w) in zip(drawn.subplots(1, len(weights), squeeze=False)[0], weights.items(), strict=True):
-        ax.imshow(mosaic(w[:, :most], (size, size)).cpu().numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        picture = mosaic(w[:, :most], (size, size)).cpu().numpy()
+        ax.imshow(picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(f"{name}: {min(most, w.shape[1])} of {w.shape[1]} weights", fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])
