@@ -55,11 +55,11 @@ def in_directions(
 
     Directions come in opposite pairs, so that for straight contours and the response at `x` it is one half without error.
     """
-    every = torch.arange(len(x))
-    hits, done = torch.zeros(len(x), dtype=torch.float64), 0
+    every = torch.arange(len(x), device=x.device)
+    hits, done = torch.zeros(len(x), dtype=torch.float64, device=x.device), 0
     while done < samples // 2:
         count = min(samples // 2 - done, max(1, AT_ONCE // x.numel()))
-        draw = torch.randn(len(x), count, x[0].numel(), generator=generator, dtype=x.dtype)
+        draw = torch.randn(len(x), count, x[0].numel(), generator=generator, dtype=x.dtype).to(x)
         way = radius[:, None, None] * draw / draw.norm(dim=2, keepdim=True)
         for sign in (1, -1):
             at = (x.flatten(1)[:, None] + sign * way).reshape(-1, *x.shape[1:])
