@@ -260,6 +260,24 @@ def test_curvatures_make_lines_sharper_and_leave_them_right():
         assert (found.standard_error < (0.1 if told == curvature else 0.4) * truth).all()
 
 
+def test_curvatures_tell_where_lines_cross_and_so_save_looks():
+    n, curvature, lines = 30, 0.02, 100
+    f, x = paraboloid(n, curvature), torch.zeros(1, n, dtype=torch.float64)
+    directions = torch.eye(n, dtype=torch.float64)[None, 1:]
+    design = closest_point(f, x, 4.0)
+    told = {
+        told: line_mass(
+            f, x, 4.0, 1.0, lines=lines, design=design, generator=seeded(),
+            curvatures=(torch.full((1, n - 1), told, dtype=torch.float64), directions),
+        )
+        for told in (curvature, -curvature)
+    }  # fmt: skip
+    spent = {k: int(found.forwards[0]) - int(design.forwards[0]) - 2 * 16 for k, found in told.items()}
+    assert spent[curvature] <= 2 * lines  # one look where it crosses, one beyond
+    assert spent[curvature] < spent[-curvature] < 6 * lines
+    torch.testing.assert_close(told[-curvature].probability, told[curvature].probability, rtol=0.2, atol=0)
+
+
 def test_standard_errors_are_what_repetition_shows():
     n, curvature = 10, 0.1
     f, x = paraboloid(n, curvature), torch.zeros(2, n, dtype=torch.float64)

@@ -20,6 +20,7 @@ from isoresponse.tails import log_normal_tail, root
 FIRST = 0.25  # share of the lines that are drawn by the curvatures as told; the others, as these have shown
 LOOKS = 12  # evaluations along one line at most
 BEYOND = 8.0  # standard deviations behind the closest point at which a line that has not crossed is given up
+USUAL = 2.0  # standard deviations from the median crossing within which lines tell where the next will cross
 SHARP = 2e-2  # last secant step along a line, over beta; what is left after it is of the order of its square
 
 
@@ -50,7 +51,7 @@ def line_mass(
     Parameters
     ----------
     lines
-        Number of lines; each takes three to six forward passes.
+        Number of lines; each takes three to six forward passes, two to four where `curvatures` tell where it will cross.
     pilot
         Gradients averaged for the axis; 0 takes the direction to the closest point.
     design
@@ -93,13 +94,16 @@ def line_mass(
     draw = draws(lines, problem.start, generator)
     again = torch.rand(lines, generator=generator, dtype=torch.float64, device=generator.device).to(x.device)
     if curvatures is None:
-        found = look(draw, again, axis[:, None, :][:, :0], beta[:, None][:, :0])
+        none = beta[:, None][:, :0]
+        found = look(draw, again, axis[:, None, :][:, :0], none, _Expected(beta, none))
         each, looks, finite = found.tail.exp(), found.looks, found.finite
     else:
-        basis, bent = _tangents(curvatures[0] * torch.nan_to_num(design.distance)[:, None], curvatures[1], axis)
+        basis, bending = _tangents(*curvatures, axis)
+        bent = bending * torch.nan_to_num(design.distance)[:, None]
         part = max(2, round(FIRST * lines))
-        first = look(draw[:part], again[:part], basis, _variance(bent, torch.ones_like(beta)))
-        second = look(draw[part:], again[part:], basis, _variance(bent, _refit(first, bent)))
+        expected = _Expected(beta, bending * scale[:, None])
+        first = look(draw[:part], again[:part], basis, _variance(bent, torch.ones_like(beta)), expected)
+        second = look(draw[part:], again[part:], basis, _variance(bent, _refit(first, bent)), expected.as_seen(first))
         each = _balanced(first, second)
         looks, finite = first.looks + second.looks, first.finite & second.finite
     status = mark(
@@ -133,11 +137,47 @@ def _axis(
 
 
 @dataclass(frozen=True, eq=False)
+class _Expected:
+    """Where lines are expected to cross, in standard deviations along the axis: a paraboloid.
+
+    Only where the search along a line begins: the nearer to the crossing, the fewer evaluations.
+    """
+
+    ahead: Tensor  # (case,) on the axis itself
+    bend: Tensor  # (case, k) curvature x standard deviation along the bent directions
+
+    def at(self, along: Tensor) -> Tensor:
+        """For lines (case, line, k) that lie so along the bent directions: (case, line)."""
+        return self.ahead[:, None] + self._rise(along)
+
+    def as_seen(self, first: _Looked) -> _Expected:
+        """The same paraboloid moved and flattened to where most of the first lines have crossed (least squares)."""
+        rise, crossing = self._rise(first.along.to(self.ahead.dtype)), first.crossing.to(self.ahead.dtype)
+        usual = (crossing - crossing.median(1, keepdim=True).values).abs() < USUAL
+        seen = (first.found & usual).to(rise.dtype)
+        count = seen.sum(1).clamp_min(1)
+        middle, level = (rise * seen).sum(1) / count, (crossing * seen).sum(1) / count
+        spread = ((rise - middle[:, None]).square() * seen).sum(1)
+        both = ((rise - middle[:, None]) * (crossing - level[:, None]) * seen).sum(1)
+        factor = torch.where(spread > 1e-6, both / spread.clamp_min(1e-6), 1.0).clamp(0.0, 2.0)
+        usable = count >= 3
+        return _Expected(
+            torch.where(usable, level - factor * middle, self.ahead),
+            self.bend * torch.where(usable, factor, 1.0)[:, None],
+        )
+
+    def _rise(self, along: Tensor) -> Tensor:
+        return 0.5 * (self.bend[:, None] * along.square()).sum(2)
+
+
+@dataclass(frozen=True, eq=False)
 class _Looked:
     """Lines drawn with one set of variances, and what was seen along them."""
 
     along: Tensor  # (case, line, k) where they lie along the bent directions
     variance: Tensor  # (case, k) with which that was drawn
+    crossing: Tensor  # (case, line) in standard deviations along the axis
+    found: Tensor  # (case, line) whether there is one
     tail: Tensor  # (case, line) logarithm of the normal tail beyond the crossing, -inf where there is none
     looks: Tensor  # (case,)
     finite: Tensor  # (case,)
@@ -157,12 +197,14 @@ def _looked(
     again: Tensor,
     basis: Tensor,
     variance: Tensor,
+    expected: _Expected,
 ) -> _Looked:
     """What lies beyond along lines at draws (line, n) across the axis, stretched along `basis` (case, k, n) to `variance`."""
     offset = draw - torch.einsum("ln,cn->cl", draw, axis)[:, :, None] * axis[:, None]
     along = torch.einsum("cln,ckn->clk", offset, basis)
-    offset = offset + torch.einsum("clk,ckn->cln", along * (variance.sqrt() - 1)[:, None], basis)
-    crossing, found, looks, finite = _crossings(excess, offset, axis, beta, slope)
+    stretched = along * variance.sqrt()[:, None]
+    offset = offset + torch.einsum("clk,ckn->cln", stretched - along, basis)
+    crossing, found, looks, finite = _crossings(excess, offset, axis, beta, slope, expected.at(stretched))
     # --- one look beyond each crossing: a line that leaves the region again must not count whole
     tail = log_normal_tail(crossing)
     deeper = -torch.special.ndtri((again * tail.exp()).clamp_min(1e-300)).to(draw.dtype)
@@ -170,17 +212,17 @@ def _looked(
     every = torch.arange(len(axis), device=axis.device)
     inside = evaluate(excess, offset + deeper[:, :, None] * axis[:, None], every) >= 0
     counts = found & (inside | (deeper - crossing < 1e-3))
-    stretched = (along * variance.sqrt()[:, None]).double()
-    return _Looked(stretched, variance, tail.masked_fill(~counts, -torch.inf), looks + draw.shape[0], finite)
+    tail = tail.masked_fill(~counts, -torch.inf)
+    return _Looked(stretched.double(), variance, crossing, found, tail, looks + draw.shape[0], finite)
 
 
-def _tangents(bent: Tensor, directions: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions across the axis (case, k, n), orthonormal, and distance x curvature along them (case, k)."""
-    directions, bent = torch.nan_to_num(directions.flatten(2)), torch.nan_to_num(bent)
+def _tangents(bending: Tensor, directions: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions across the axis (case, k, n), orthonormal, and the curvatures along them (case, k)."""
+    directions, bending = torch.nan_to_num(directions.flatten(2)), torch.nan_to_num(bending)
     inside = torch.einsum("ckn,cn->ck", directions, axis)
     basis = torch.linalg.qr((directions - inside[:, :, None] * axis[:, None]).transpose(1, 2)).Q.transpose(1, 2)
     across = torch.einsum("ckn,cn->ck", basis, axis).abs() < 1e-4  # lost where the axis lies in their span
-    return torch.where(across[:, :, None], basis, torch.zeros_like(basis)), torch.where(across, bent, 0.0)
+    return torch.where(across[:, :, None], basis, torch.zeros_like(basis)), torch.where(across, bending, 0.0)
 
 
 def _variance(bent: Tensor, factor: Tensor) -> Tensor:
@@ -219,16 +261,19 @@ def _balanced(first: _Looked, second: _Looked) -> Tensor:
 
 
 def _crossings(
-    excess: Excess, offset: Tensor, axis: Tensor, beta: Tensor, slope: Tensor
+    excess: Excess, offset: Tensor, axis: Tensor, beta: Tensor, slope: Tensor, begin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Where each line (case, line) first is known to be across, in standard deviations; whether; looks, finite (case,)."""
+    """Where each line (case, line) first is known to be across, in standard deviations; whether; looks, finite (case,).
+
+    The search begins at `begin` (case, line), or half way to where it is given up.
+    """
     cases, lines, _ = offset.shape
     which = torch.arange(cases, device=axis.device).repeat_interleave(lines)
     flat = offset.reshape(cases * lines, -1)
     end = (beta.abs() + BEYOND)[which]
     low, high = -end, torch.full_like(end, torch.inf)  # known not to be, and to be, across
     width = SHARP / (1 + beta.abs())[which]
-    t, rate = beta[which].clone(), slope[which]
+    t, rate = beta[which] + (begin.flatten() - beta[which]).clamp(-BEYOND / 2, BEYOND / 2), slope[which]
     at, value = torch.full_like(end, torch.nan), torch.full_like(end, torch.nan)
     looks, finite = torch.zeros_like(beta, dtype=torch.int64), torch.ones_like(beta, dtype=torch.bool)
     crossing, open_ = torch.full_like(end, torch.inf), torch.ones_like(end, dtype=torch.bool)
