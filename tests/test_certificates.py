@@ -1,6 +1,7 @@
 """Certificates: exact where contours are straight, never above what a search finds, and refusing what cannot be proved."""
 
 import itertools
+import math
 import sys
 import types
 
@@ -287,7 +288,7 @@ class TestRefusals:
             iso.certify_decision(net, x, torch.tensor([0, 2]))
         with pytest.raises(TypeError, match="labels must be 2 integers"):
             unchecked(iso.certify_decision)(net, x, torch.zeros(2))
-        with pytest.raises(ValueError, match=r"unit must lie in 0\.\.1, got 5"):
+        with pytest.raises(ValueError, match=r"unit must be a whole number in 0\.\.1, got 5"):
             iso.certify_level(net, x, 0.5, unit=5)
         with pytest.raises(ValueError, match="level must be finite"):
             iso.certify_level(net, x, INF)
@@ -295,6 +296,47 @@ class TestRefusals:
             iso.certify_decision(net, x, torch.tensor([0, 1]), norm=3.0)
         with pytest.raises(ValueError, match="radii must be at least 0"):
             iso.certify_decision(net, x, torch.tensor([0, 1]), radii=-1)
+
+    def test_layers_that_do_something_of_their_own(self):
+        class Doubled(torch.nn.Linear):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        class Backwards(torch.nn.Sequential):
+            def forward(self, x):
+                return -super().forward(x)
+
+        x, labels = inputs(2, 2), torch.tensor([0, 1])
+        own = torch.nn.Linear(2, 2)
+        own.forward = lambda x: 3 * x  # ty: ignore
+        hooked = torch.nn.Linear(2, 2)
+        hooked.register_forward_hook(lambda layer, args, out: 2 * out)
+        batch = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, track_running_stats=False))
+        for net, message in [
+            (torch.nn.Sequential(Doubled(2, 2)), "no curvature bound is known for a layer Doubled"),
+            (Backwards(torch.nn.Linear(2, 2)), "no curvature bound is known for a layer Backwards"),
+            (own, "no curvature bound is known for a layer Linear.*without a forward of their own"),
+            (hooked, "a layer Linear has forward hooks"),
+            (batch, "no curvature bound is known for a layer BatchNorm1d"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                iso.certify_decision(net.double(), x, labels)
+
+    def test_labels_inputs_and_weights_of_other_kinds(self, unchecked):
+        net, x, labels = network(2, 3, 2), inputs(2, 2), torch.tensor([0, 1])
+        with pytest.raises(TypeError, match="labels must be a tensor of 2 integers, got list"):
+            unchecked(iso.certify_decision)(net, x, [0, 1])
+        with pytest.raises(ValueError, match=r"does not take inputs of shape \(3,\)"):
+            iso.certify_decision(net, inputs(2, 3), labels)
+        with pytest.raises(ValueError, match="unit must be a whole number"):
+            unchecked(iso.certify_level)(net, x, 0.5, unit=1.0)
+        with pytest.raises(ValueError, match=r"level must be a number or have shape \(2,\), got \(3,\)"):
+            unchecked(iso.certify_level)(net, x, torch.zeros(3))
+        with pytest.raises(ValueError, match="do not fit inputs of shape"):
+            iso.certify_level(net, x, 0.5, box=iso.Box(torch.zeros(3), torch.ones(3)))
+        net[0].weight.data[0, 0] = math.nan
+        with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+            iso.certify_level(net, x, 0.5)
 
     def test_rows_of_different_length(self):
         found = Certificate(torch.ones(2), torch.zeros(2).long(), torch.zeros(2).bool(), torch.ones(2).long(), "x")

@@ -143,6 +143,14 @@ def test_fractions_that_counting_misses():
     assert found.lower < found.predicted < found.upper
 
 
+def test_a_climb_that_does_not_arrive_gives_a_bound():
+    f = Neuron(lambda x: (x[:, 0] - 2.0).clamp_min(0), (5,))  # the sphere of radius 1 sees the plateau only
+    found = adversarial_fraction(f, torch.zeros(1, 5), 0.5, 1.0, rare=True, generator=seeded())
+    assert names(found.status) == ["MAX_STEPS"]
+    assert found.lower == 0
+    assert found.upper == found.measured == 1
+
+
 def test_clipping_to_the_box_takes_directions_away():
     f = Neuron(lambda x: x.sum(1), (20,), Box(0.0, 1.0))
     x = torch.ones(1, 20, dtype=torch.float64)

@@ -396,6 +396,81 @@ def test_a_climb_that_is_cut_short_gives_a_bound():
     assert found.probability < 0.011
 
 
+def rectified(threshold):
+    """A plateau at 0, then the identity: most of the noise sees nothing but the plateau."""
+    return Neuron(lambda x: (x[:, 0] - threshold).clamp_min(0), (5,))
+
+
+def test_a_climb_starts_from_a_plateau_and_is_stuck_on_one_that_has_no_end():
+    x = torch.zeros(2, 5, dtype=torch.float64)
+    truth = phi(-(1.645 + 2.0))
+    runs = [subset_mass(rectified(1.645), x[:1], 2.0, 1.0, samples=1000, generator=seeded(k)) for k in range(8)]
+    z = torch.cat([(run.probability - truth) / run.standard_error for run in runs])
+    assert (z.abs() < 4).all()
+    assert 0.3 < z.square().mean().sqrt() < 2.5
+    stuck = subset_mass(rectified(9.0), x, 2.0, 1.0, generator=seeded())
+    assert names(stuck.status) == ["MAX_STEPS", "MAX_STEPS"]
+    assert (stuck.probability == 1).all()  # a bound, and no number that looks like an answer
+    assert repr(stuck).startswith("Mass(0 of 2 cases, 2 not settled, median nan")
+
+
+def test_a_bound_is_above_the_truth():
+    for most in (1, 2, 3):
+        x = torch.zeros(1, 5, dtype=torch.float64)
+        found = subset_mass(paraboloid(5, 0.0), x, 5.0, 1.0, most=most, generator=seeded())
+        assert found.status == int(Status.MAX_STEPS)
+        assert phi(-5.0) < found.probability < 0.2 * 10.0 ** (1 - most)
+
+
+@pytest.mark.parametrize("method", [line_mass, subset_mass, partial(sampled_mass, samples=1000)])
+def test_at_the_level_is_not_beyond_it(method):
+    """A response that saturates at the level: nothing is beyond."""
+    f = Neuron(lambda x: x[:, 0].clamp_max(1.0), (3,))
+    found = method(f, torch.zeros(1, 3, dtype=torch.float64), 1.0, 1.0, generator=seeded())
+    assert names(found.status)[0] in ("FLAT", "UNREACHABLE", "MAX_STEPS") or found.probability == 0
+
+
+def test_lines_that_settle_nothing_say_so():
+    n = 30
+    f, x = paraboloid(n, 0.3), torch.zeros(1, n, dtype=torch.float64)
+    directions = torch.eye(n, dtype=torch.float64)[None, 1:]
+    design = closest_point(f, x, 4.0)
+    bent = torch.full((1, n - 1), 0.3, dtype=torch.float64)
+    good = line_mass(f, x, 4.0, 1.0, design=design, curvatures=(bent, directions), generator=seeded())
+    blind = line_mass(f, x, 4.0, 1.0, design=design, generator=seeded())
+    assert names(good.status) == ["DONE"]
+    assert names(blind.status) == ["MAX_STEPS"]  # two or three lines of 150 carry it
+    assert "1 not settled" in repr(blind)
+
+
+def test_no_line_across_is_no_zero():
+    """The design point is a spike so thin that no line through noise across it meets it."""
+    f = Neuron(lambda x: 1 - (x[:, 0] - 3).abs() - 1e9 * x[:, 1:].square().sum(1), (4,))
+    x = torch.zeros(1, 4, dtype=torch.float64)
+    found = line_mass(f, x, 0.5, 1.0, pilot=0, generator=seeded())
+    assert names(found.status) == ["UNREACHABLE"]
+    assert torch.isnan(found.probability).all()
+
+
+def test_the_doubt_is_the_error_that_balls_have():
+    for n, beta, radius in [(3, 4.0, 5.0), (10, 2.0, 10.0), (10, 4.0, 10.0), (30, 6.0, 20.0), (100, 4.0, 50.0)]:
+        outside, inside = along(n, radius + beta), along(n, radius - beta)
+        truths = stats.ncx2.cdf(radius**2, n, (radius + beta) ** 2), stats.ncx2.sf(radius**2, n, (radius - beta) ** 2)
+        for x, truth in zip((outside, inside), truths, strict=True):
+            told = predicted_mass(ball(n, radius), x, -radius, 1.0, generator=seeded())
+            error = (told.paraboloid / truth).log().abs()
+            assert error / 2.5 < told.doubt < 4 * error + 1e-3
+    far = predicted_mass(ball(100, 5.0), along(100, 9.0), -5.0, 1.0, generator=seeded())
+    assert far.doubt > 5  # wrong by orders of magnitude
+    assert "if contours are round" in repr(far)
+
+
+def test_a_formula_that_gives_no_probability_is_nan():
+    told = second_order_mass(double(6.0), torch.full((1, 100), 0.2, dtype=torch.float64))
+    assert torch.isnan(told.tvedt).all()  # negative
+    assert torch.isfinite(told.breitung).all()
+
+
 def test_bad_questions_are_refused(unchecked):
     f, x = ball(3), along(3, 3.0)
     for sigma in (0.0, float("nan"), double(0.1, 0.2)):

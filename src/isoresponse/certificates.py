@@ -8,6 +8,7 @@ Feizi 2020, "Second-order provable defenses against adversarial attacks"). Netwo
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from isoresponse.smooth import SmoothNet
 RADII = 8  # balls of different size that are tried for each boundary
 BISECTIONS = 80
 PROBES = 33  # of a pointwise neuron's response on the way to the level
+AGREES = 1e-8  # difference allowed between the module and the layers read from it, relatively: both in float64
 SLACK = 1e-9  # by which every bound is shortened, relatively: rounding in float64
 
 
@@ -183,12 +185,13 @@ def certify_decision(
     Returns
     -------
     Certificate
-        Status DONE, ALREADY (decided otherwise already: 0), or NOT_FINITE.
+        Status DONE, ALREADY (decided otherwise already: 0), or NOT_FINITE (an input is so large that the scores overflow).
 
     Raises
     ------
     ValueError, TypeError
-        Invalid inputs or labels, an unknown norm, a negative number of radii, a module for which no bound is known.
+        Invalid inputs or labels, an unknown norm, a negative number of radii, a module for which no bound is known, whose
+        weights are not finite, or that does not answer as its layers do one after the other.
 
     Examples
     --------
@@ -200,6 +203,8 @@ def certify_decision(
     """
     net, start, room = _read(module, x, box, norm, radii)
     classes = len(net.biases[-1])
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor of {len(x)} integers, got {type(labels).__name__}.")
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != x.shape[:1]:
         raise TypeError(f"labels must be {len(x)} integers, one per input, got {labels.dtype} {tuple(labels.shape)}.")
     if classes < 2 or not bool(((labels >= 0) & (labels < classes)).all()):
@@ -255,9 +260,12 @@ def certify_level(
     (0.2996, 0.2996)
     """
     net, start, room = _read(module, x, box, norm, radii)
-    if not 0 <= unit < len(net.biases[-1]):
-        raise ValueError(f"unit must lie in 0..{len(net.biases[-1]) - 1}, got {unit}.")
-    levels = torch.as_tensor(level, dtype=torch.float64, device=x.device).expand(len(x))
+    if isinstance(unit, bool) or not isinstance(unit, int) or not 0 <= unit < len(net.biases[-1]):
+        raise ValueError(f"unit must be a whole number in 0..{len(net.biases[-1]) - 1}, got {unit!r}.")
+    levels = torch.as_tensor(level, dtype=torch.float64, device=x.device)
+    if levels.shape not in ((), (1,), (len(x),)):
+        raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
+    levels = levels.expand(len(x))
     if not bool(torch.isfinite(levels).all()):
         raise ValueError("level must be finite, got NaN or infinity.")
     here = net.scores(start)[:, unit]
@@ -291,10 +299,24 @@ def _read(
     """The network, flat inputs and the room round them, in float64, after the checks of a public call."""
     box = box or Box()
     require_inputs(x, tuple(x.shape[1:]), box)
+    box.require_fits(tuple(x.shape[1:]))
     require_norm(norm)
     if radii < 0:
         raise ValueError(f"radii must be at least 0, got {radii}.")
-    net = SmoothNet.of(module, tuple(x.shape[1:]))
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, whose weights can be read, got {type(module).__name__}.")
     start = x.detach().double()
+    try:
+        with torch.no_grad():
+            told = copy.deepcopy(module).double().eval()(start)
+    except RuntimeError as error:
+        raise ValueError(f"the module does not take inputs of shape {tuple(x.shape[1:])}: {error}") from error
+    net = SmoothNet.of(module, tuple(x.shape[1:]))
+    read = net.scores(start.flatten(1))
+    off = (read - told).abs() if read.shape == told.shape else torch.full_like(read, INF)
+    if bool((off > AGREES * (1 + read.abs())).any()):  # NaN is told by the status
+        raise ValueError(
+            "the module does not answer as its layers do one after the other; nothing can be proved about it."
+        )
     lower, upper = box.bounds(start)
     return net, start.flatten(1), ((lower - start).flatten(1).clamp_max(0), (upper - start).flatten(1).clamp_min(0))

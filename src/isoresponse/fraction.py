@@ -92,7 +92,8 @@ def adversarial_fraction(
     samples
         Random directions, shared by all cases. With `rare`, per level (a multiple of 50).
     rare
-        Measure by subset simulation, which reaches fractions that counting misses, down to 1e-9 and below.
+        Measure by subset simulation, which reaches fractions that counting misses, down to 1e-9 and below. Where it does not
+        arrive, the status is MAX_STEPS, and `measured` bounds the fraction from above: `lower` is 0.
     clip
         Clip the perturbed inputs of the measurement to the box. The prediction knows no box.
 
@@ -121,7 +122,7 @@ def adversarial_fraction(
     radii = radii.expand(cases)
     told, products, seen = _predicted(problem, radii, x.shape, jet, probes, steps, generator)
     found = _measured(problem, radii, samples, rare, clip, generator)
-    status = torch.where(failed(found.status), found.status, _soundness(seen))
+    status = torch.where(found.status == int(Status.DONE), _soundness(seen), found.status)
     bad = failed(status)
     lower, upper = interval(found, samples, counted=not rare)
     first, moments, predicted, error, p, p_error, lower, upper = (
@@ -263,7 +264,8 @@ def interval(found: Mass, samples: int, *, counted: bool) -> tuple[Tensor, Tenso
     if counted:
         return wilson(found.probability, samples)
     factor = (Z95 * found.standard_error / found.probability).exp()
-    return found.probability / factor, (found.probability * factor).clamp_max(1)
+    bounded = found.status == int(Status.MAX_STEPS)  # from above only
+    return (found.probability / factor).masked_fill(bounded, 0.0), (found.probability * factor).clamp_max(1)
 
 
 # --- prediction and measurement ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ FIRST = 0.25  # share of the lines that are drawn by the curvatures as told; the
 LOOKS = 12  # evaluations along one line at most
 BEYOND = 8.0  # standard deviations behind the closest point at which a line that has not crossed is given up
 USUAL = 2.0  # standard deviations from the median crossing within which lines tell where the next will cross
+ENOUGH = 10  # lines' worth of weight that a probability must rest on
 SHARP = 2e-2  # last secant step along a line, over beta; what is left after it is of the order of its square
 
 
@@ -44,9 +45,11 @@ def line_mass(
     sees the contour at the scale of the noise. Where contours are bent, so that the noise across is distributed otherwise beyond
     the level than in general, `curvatures` at the closest point tell how: lines are drawn with variance 1 / (1 + distance x
     curvature) and weighted (importance sampling), the factor on the curvatures being fitted to the first quarter of the lines.
-    With wrong curvatures the answer is right all the same, only less precise.
+    With wrong curvatures the answer is right all the same, only less precise, as long as they leave enough lines to go by: where
+    fewer than ten lines' worth carry it all, the status is MAX_STEPS, the probability is likely too small, and so is its error.
 
-    What lies in front of a line's crossing is missed, and so are regions that no line meets: `subset_mass` sees them.
+    What lies in front of a line's crossing is missed, and so are regions that no line meets: `subset_mass` sees them. Where no
+    line meets any, the status is UNREACHABLE.
 
     Parameters
     ----------
@@ -96,7 +99,7 @@ def line_mass(
     if curvatures is None:
         none = beta[:, None][:, :0]
         found = look(draw, again, axis[:, None, :][:, :0], none, _Expected(beta, none))
-        each, looks, finite = found.tail.exp(), found.looks, found.finite
+        log, looks, finite = found.tail, found.looks, found.finite
     else:
         basis, bending = _tangents(*curvatures, axis)
         bent = bending * torch.nan_to_num(design.distance)[:, None]
@@ -104,14 +107,18 @@ def line_mass(
         expected = _Expected(beta, bending * scale[:, None])
         first = look(draw[:part], again[:part], basis, _variance(bent, torch.ones_like(beta)), expected)
         second = look(draw[part:], again[part:], basis, _variance(bent, _refit(first, bent)), expected.as_seen(first))
-        each = _balanced(first, second)
+        log = _balanced(first, second)
         looks, finite = first.looks + second.looks, first.finite & second.finite
+    worth = (2 * torch.logsumexp(log, 1) - torch.logsumexp(2 * log, 1)).exp()  # NaN where there is no line at all
     status = mark(
         torch.where(sound, status_tensor(Status.DONE, scale), design.status),
+        (sound & (worth < min(ENOUGH, lines / 2)), Status.MAX_STEPS),
+        (sound & torch.isneginf(log).all(1), Status.UNREACHABLE),
         (sound & (~finite | ~torch.isfinite(axis).all(1)), Status.NOT_FINITE),
     )
     grads = design.gradients + gradients
     forwards = design.forwards + gradients + looks
+    each = log.exp()
     p, error = each.mean(1), each.std(1) / lines**0.5
     return Mass.of(p.to(x.dtype), error.to(x.dtype), (grads, forwards), status, "line sampling")
 
@@ -210,7 +217,7 @@ def _looked(
     deeper = -torch.special.ndtri((again * tail.exp()).clamp_min(1e-300)).to(draw.dtype)
     deeper = torch.where(found, torch.maximum(deeper, crossing.to(draw.dtype)), crossing.to(draw.dtype))
     every = torch.arange(len(axis), device=axis.device)
-    inside = evaluate(excess, offset + deeper[:, :, None] * axis[:, None], every) >= 0
+    inside = evaluate(excess, offset + deeper[:, :, None] * axis[:, None], every) > 0
     counts = found & (inside | (deeper - crossing < 1e-3))
     tail = tail.masked_fill(~counts, -torch.inf)
     return _Looked(stretched.double(), variance, crossing, found, tail, looks + draw.shape[0], finite)
@@ -250,13 +257,13 @@ def _refit(first: _Looked, bent: Tensor) -> Tensor:
 
 
 def _balanced(first: _Looked, second: _Looked) -> Tensor:
-    """What each line (case, line) of both adds, weighted by the mixture they all came from (Veach and Guibas 1995)."""
+    """Logarithm (case, line) of what each line adds, weighted by the mixture they came from (Veach and Guibas 1995)."""
     counts = first.tail.shape[1], second.tail.shape[1]
     shares = [math.log(c / sum(counts)) for c in counts]
     each = []
     for part in (first, second):
         mixed = [share - part.weight(of.variance) for share, of in zip(shares, (first, second), strict=True)]
-        each.append((part.tail - torch.logaddexp(mixed[0], mixed[1])).exp())
+        each.append(part.tail - torch.logaddexp(mixed[0], mixed[1]))
     return torch.cat(each, 1)
 
 
@@ -286,7 +293,7 @@ def _crossings(
         bad = ~torch.isfinite(now)
         finite = finite.index_fill(0, which[active[bad]], False)
         here, last, before = t[active], at[active], value[active]
-        across = now >= 0
+        across = now > 0
         low = low.index_copy(0, active, torch.where(across, low[active], here))
         high = high.index_copy(0, active, torch.where(across, here, high[active]))
         # --- secant through the last two looks, or the slope that was expected

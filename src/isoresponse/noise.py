@@ -6,9 +6,10 @@ whole tail beyond the contour: a few hundred forward passes for any probability,
 the closest point. `subset_mass` (in `subset`) climbs through the levels in between, a thousand forward passes for every power
 of ten or so, and assumes nothing about where the mass lies.
 
-The event is always "on the far side of `level` as seen from `x`". Noise leaves the box, and the response is asked for there:
-bounds are ignored. Draws are shared by all cases, so a case alone equals itself in a batch, and the errors of different cases
-are not independent.
+The event is always "on the far side of `level` as seen from `x`", strictly: where the response equals the level it has not
+happened, so that a plateau at the level counts for nothing, whichever method looks. Noise leaves the box, and the response is
+asked for there: bounds are ignored. Draws are shared by all cases, so a case alone equals itself in a batch, and the errors of
+different cases are not independent.
 """
 
 from __future__ import annotations
@@ -37,16 +38,18 @@ class Mass:
     standard_error: Tensor = axes("case", about="standard error of the probability")
     gradients: Tensor = axes("case", about="gradients spent")
     forwards: Tensor = axes("case", about="forward passes spent, those inside gradients included")
-    status: Tensor = axes("case", about="how the case ended")
+    status: Tensor = axes("case", about="how the case ended; MAX_STEPS: not settled, as the method's text says")
     method: str = axes(about="how it was estimated")
 
     def __repr__(self) -> str:
-        sound = ~failed(self.status)
+        unsettled = self.status == int(Status.MAX_STEPS)
+        sound = ~failed(self.status) & ~unsettled
         median = float(self.probability[sound].median()) if bool(sound.any()) else float("nan")
         relative = (self.standard_error / self.probability)[sound & (self.probability > 0)]
         error = float(relative.median()) if len(relative) else float("nan")
+        rest = f", {int(unsettled.sum())} not settled" if bool(unsettled.any()) else ""
         return (
-            f"Mass({int(sound.sum())} of {len(sound)} cases, median {median:.3g} +- {100 * error:.2g} %, {self.method}, "
+            f"Mass({int(sound.sum())} of {len(sound)} cases{rest}, median {median:.3g} +- {100 * error:.2g} %, {self.method}, "
             f"{float(self.forwards.double().mean()):.0f} forward passes per case)"
         )
 

@@ -96,13 +96,13 @@ def _gelu() -> Activation:
 
 
 def _activation(layer: nn.Module) -> Activation | None:
-    if isinstance(layer, nn.Sigmoid):
+    if _is(layer, nn.Sigmoid):
         return _sigmoid()
-    if isinstance(layer, nn.Tanh):
+    if _is(layer, nn.Tanh):
         return _tanh()
-    if isinstance(layer, nn.Softplus):
+    if isinstance(layer, nn.Softplus) and _is(layer, nn.Softplus):
         return _softplus(float(layer.beta))
-    if isinstance(layer, nn.GELU) and layer.approximate == "none":
+    if isinstance(layer, nn.GELU) and _is(layer, nn.GELU) and layer.approximate == "none":
         return _gelu()
     return None
 
@@ -111,6 +111,24 @@ _AFFINE = (
     nn.Linear, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d,
     nn.AvgPool2d, nn.AvgPool3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 )  # fmt: skip
+
+
+def _is(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether it does what one of the `kinds` does: a subclass with a forward of its own may do anything."""
+    own = "forward" in vars(layer)
+    return not own and any(isinstance(layer, k) and all(_same(layer, k, name) for name in _CALLED) for k in kinds)
+
+
+_CALLED = ("__call__", "forward", "_conv_forward")  # methods that decide what a layer returns
+
+
+def _same(layer: nn.Module, kind: type[nn.Module], name: str) -> bool:
+    return getattr(type(layer), name, None) is getattr(kind, name, None)
+
+
+def _is_affine(layer: nn.Module) -> bool:
+    # without running statistics a batch normalisation divides by the spread of the batch
+    return _is(layer, *_AFFINE) and getattr(layer, "track_running_stats", True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +149,8 @@ class SmoothNet:
         Raises
         ------
         ValueError
-            A layer that is neither, a last layer that is an activation, a matrix of more than 50 million numbers.
+            A layer that is neither, or has hooks or a forward of its own, a last layer that is an activation, a matrix of more
+            than 50 million numbers, weights that are not finite.
         """
         size = tuple(shape)
         first = next((p for p in module.parameters()), torch.zeros(()))
@@ -147,19 +166,23 @@ class SmoothNet:
                 activations.append(found)
                 matrix, offset = torch.eye(len(offset)).to(matrix), torch.zeros_like(offset)
                 pending = False
-            elif isinstance(layer, _AFFINE):
+            elif _is_affine(layer):
                 matrix, offset, size = _composed(layer, matrix, offset, size)
                 pending = True
             else:
                 raise ValueError(
                     f"no curvature bound is known for a layer {type(layer).__name__}; a certificate needs a Sequential of "
-                    "affine layers and Sigmoid, Tanh, Softplus or GELU. For other networks see lirpa_bound."
+                    "affine layers and Sigmoid, Tanh, Softplus or GELU, without a forward of their own. For other networks see "
+                    "lirpa_bound."
                 )
         if not pending:
             raise ValueError(
                 "the network ends in an activation; leave it out and ask about the layer before, whose contours are the same."
             )
-        return cls((*weights, matrix), (*biases, offset), tuple(activations))
+        net = cls((*weights, matrix), (*biases, offset), tuple(activations))
+        if not all(bool(torch.isfinite(t).all()) for t in (*net.weights, *net.biases)):
+            raise ValueError("the module has weights that are NaN or infinite; nothing can be proved about it.")
+        return net
 
     def hidden(self, x: Float[Tensor, "case n"]) -> list[Tensor]:
         """Preactivations (case, units) of every hidden layer."""
@@ -262,7 +285,11 @@ def _affine_range(w: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.Sequential):
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(
+            f"a layer {type(module).__name__} has forward hooks, which may change what it returns; remove them for a certificate."
+        )
+    if isinstance(module, nn.Sequential) and _is(module, nn.Sequential):
         for part in module:
             yield from _layers(part)
     else:

@@ -35,7 +35,8 @@ def subset_mass(
     samples
         Per level; a multiple of 50. The relative standard error is about sqrt(40 * levels / samples).
     most
-        Levels at most; a case that has not arrived by then has status MAX_STEPS, and the probability reached as a bound.
+        Levels at most; a case that has not arrived by then has status MAX_STEPS, and the probability of the last level it got
+        to, which bounds the one asked for from above. So has a case where the response is the same wherever it was seen.
 
     Raises
     ------
@@ -72,23 +73,30 @@ def subset(excess: Excess, like: Tensor, samples: int, most: int, generator: Gen
         threshold = (
             0.5 * (value.gather(1, order[:, kept - 1 : kept]) + value.gather(1, order[:, kept : kept + 1]))[:, 0]
         )
-        arrived = (threshold >= 0) | (depth == most - 1)
+        arrived = threshold >= 0
         bound = torch.where(arrived, torch.zeros_like(threshold), threshold)
-        beyond = value > bound[:, None] if depth == 0 else value >= bound[:, None]
-        share = beyond.double().mean(1)
+        # strictly beyond, here and in the chains: samples on a plateau at the bound are not
+        beyond = value > bound[:, None]
+        several = beyond.sum(1)
+        stuck = several == 0
+        share = torch.where(stuck, torch.ones_like(log[running]), several.double() / samples)
+        crowded = kept / several.clamp(1, kept)  # fewer seeds than chains
         correlated = 0.0 if depth == 0 else _correlation(beyond, kept)
-        variance[running] += (1 - share) / (share * samples).clamp_min(0.5) * (1 + correlated)
+        spread = (1 - share) / (share * samples) * (1 + correlated)
+        variance[running] += spread * torch.where(arrived, torch.ones_like(spread), crowded)
         log[running] += share.log()
-        ended = torch.nonzero(arrived).flatten()
+        ends = arrived | stuck | (depth == most - 1)
+        ended = torch.nonzero(ends).flatten()
         probability[running[ended]] = log[running[ended]].exp()
         error[running[ended]] = probability[running[ended]] * variance[running[ended]].sqrt()
-        done = torch.where(threshold[ended] >= 0, int(Status.DONE), int(Status.MAX_STEPS))
-        status[running[ended]] = done
-        left = torch.nonzero(~arrived).flatten()
+        done = (arrived & ~stuck)[ended]
+        status[running[ended]] = torch.where(done, int(Status.DONE), int(Status.MAX_STEPS))
+        left = torch.nonzero(~ends).flatten()
         z, value, order, bound, running = z[left], value[left], order[left], bound[left], running[left]
+        order = order.gather(1, torch.arange(kept, device=like.device) % several[left, None])
         if len(running) == 0:
             break
-        seeds = z.gather(1, order[:, :kept, None].expand(-1, -1, n)), value.gather(1, order[:, :kept])
+        seeds = z.gather(1, order[:, :, None].expand(-1, -1, n)), value.gather(1, order)
         z, value, step[running] = _grow(excess, seeds, bound, step[running], samples, running, generator)
         forwards[running] += samples - kept
         lost = ~torch.isfinite(value).all(1)
@@ -133,7 +141,7 @@ def _grow(
             draw = torch.randn((len(part), n), generator=generator, dtype=z.dtype, device=lot).to(z.device)
             tried = (1 - size.square()).clamp_min(0).sqrt() * z + size * draw
             new = evaluate(excess, tried, cases)
-            take = ~(new < bound[:, None])  # a number that is not finite is kept, and ends the case
+            take = ~(new <= bound[:, None])  # a number that is not finite is kept, and ends the case
             z, value = torch.where(take[:, :, None], tried, z), torch.where(take, new, value)
             all_z[:, j, part], all_value[:, j, part] = z, value
             accepted = accepted + take.to(step.dtype).mean(1) / (length - 1)
