@@ -298,8 +298,8 @@ def _read(
 ) -> tuple[SmoothNet, Tensor, tuple[Tensor, Tensor]]:
     """The network, flat inputs and the room round them, in float64, after the checks of a public call."""
     box = box or Box()
-    require_inputs(x, tuple(x.shape[1:]), box)
     box.require_fits(tuple(x.shape[1:]))
+    require_inputs(x, tuple(x.shape[1:]), box)
     require_norm(norm)
     if radii < 0:
         raise ValueError(f"radii must be at least 0, got {radii}.")
