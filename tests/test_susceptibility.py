@@ -11,7 +11,7 @@ from test_solve import BENT, FAILURES, SOUND, counted
 from isoresponse.loop import Status
 from isoresponse.neuron import Box, Neuron
 from isoresponse.prediction import Doubt
-from isoresponse.predictors import Krylov
+from isoresponse.predictors import FirstOrder, Krylov
 from isoresponse.solve import closest_point
 from isoresponse.susceptibility import Comparison, compare, predict_distance
 
@@ -155,6 +155,8 @@ def test_reported_costs_are_the_true_costs(generator, tier):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        ({"predictor": FirstOrder}, TypeError, r"got the class FirstOrder; write FirstOrder\(\)"),
+        ({"predictor": True}, TypeError, "a tier of cost or a Predictor, got bool"),
         ({"predictor": 5}, ValueError, r"a tier of cost from 0 \(margin\) to 4 \(foot points\), or a predictor, got 5"),
         ({"norm": 3.0}, ValueError, "norm must be 1, 2 or float"),
     ],

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from isoresponse.loop import failed
 from isoresponse.prediction import Boundaries, Prediction, Predictor
+from isoresponse.predictors import as_predictor
 
 FOLDS = 30  # fewer leave the models that judge worse than the one that is used, and intervals too wide
 LEAST = 1e-4  # log units: a residual below that is as good as none
@@ -65,7 +66,7 @@ class Calibrated:
 
 
 def calibrate(
-    predictor: Predictor,
+    predictor: Predictor | int,
     told: Prediction,
     measured: Float[Tensor, " case"],
     *,
@@ -75,6 +76,8 @@ def calibrate(
 
     Parameters
     ----------
+    predictor
+        A `Predictor`, or its tier of cost as in `predict_distance`.
     told
         What it said about some cases, by `predict_distance`, in the norm in which it will be asked.
     measured
@@ -85,7 +88,8 @@ def calibrate(
     Raises
     ------
     ValueError
-        Different numbers of cases, a coverage outside (0, 1), or too few cases for it: 19 for 90 %, 39 for 95 %.
+        Different numbers of cases, a coverage outside (0, 1), or too few cases for it: 19 for 90 %, 39 for 95 %; a tier that
+        there is not.
 
     Notes
     -----
@@ -113,6 +117,7 @@ def calibrate(
         raise ValueError(f"coverage must be between 0 and 1, got {coverage}.")
     if measured.shape != told.distance.shape:
         raise ValueError(f"measured must have shape ({len(told)},), one per case told, got {tuple(measured.shape)}.")
+    predictor = as_predictor(predictor)
     distance, measured = told.distance.detach().double().cpu(), measured.detach().double().cpu()
     both = torch.isfinite(distance) & (distance > 0) & torch.isfinite(measured) & (measured > 0)
     needed = math.ceil(2 / (1 - coverage) - 1 - 1e-9)

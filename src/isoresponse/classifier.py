@@ -22,9 +22,9 @@ from isoresponse.loop import Status, join, put, status_tensor
 from isoresponse.neuron import Box, Neuron, flatten, gradient_of, require_inputs
 from isoresponse.norms import require_norm
 from isoresponse.prediction import Boundaries, Prediction, Predictor
+from isoresponse.predictors import as_predictor
 from isoresponse.rivals import CANDIDATES, Ranked, nearest_of_all, rank
 from isoresponse.solve import require_search
-from isoresponse.susceptibility import as_predictor
 
 Result = TypeVar("Result")
 OnCases = Callable[[int], object]  # told how many cases have just been finished

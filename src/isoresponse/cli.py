@@ -30,7 +30,7 @@ ModelOption = Annotated[
 InputsOption = Annotated[
     Path | None, typer.Option(help=".npz with arrays 'inputs' and 'labels', or a folder with the MNIST files")
 ]
-SeedOption = Annotated[int, typer.Option(help="picks the cases and trains the built-in model")]
+SeedOption = Annotated[int, typer.Option(min=0, help="picks the cases and trains the built-in model")]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda")]
 
 

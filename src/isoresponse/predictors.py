@@ -319,3 +319,24 @@ def _require_steps(steps: int) -> None:
 
 
 TIERS: tuple[Predictor, ...] = (Margin(), FirstOrder(), AlongTheWay(), Krylov(), FootPoints())  # by cost
+
+
+def as_predictor(predictor: Predictor | int) -> Predictor:
+    """The predictor of a tier, or the one that is given.
+
+    Raises ValueError for a tier that there is not, TypeError for what is neither.
+    """
+    if isinstance(predictor, int) and not isinstance(predictor, bool):
+        if not 0 <= predictor < len(TIERS):
+            raise ValueError(
+                f"predictor must be a tier of cost from 0 (margin) to {len(TIERS) - 1} (foot points), or a predictor, "
+                f"got {predictor}."
+            )
+        return TIERS[predictor]
+    if isinstance(predictor, type):
+        raise TypeError(
+            f"predictor must be a Predictor, got the class {predictor.__name__}; write {predictor.__name__}()."
+        )
+    if isinstance(predictor, bool) or not callable(predictor):
+        raise TypeError(f"predictor must be a tier of cost or a Predictor, got {type(predictor).__name__}.")
+    return predictor

@@ -129,8 +129,9 @@ def compare_quality(
     length = perturbation.flatten(1).norm(dim=1)
     every = []
     for _ in range(draws):
-        draw = torch.randn(perturbation.shape, generator=generator, dtype=perturbation.dtype).to(perturbation.device)
-        flat = draw.flatten(1)
+        # one for each case: a draw that all share would make the mean over cases as uncertain as one case is
+        draw = torch.randn(perturbation.shape, generator=generator, dtype=perturbation.dtype, device=generator.device)
+        flat = draw.to(perturbation.device).flatten(1)
         every.append(measured((flat * (length / flat.norm(dim=1))[:, None]).reshape(perturbation.shape)))
     return Quality(measured(perturbation), measured(control), torch.stack(every).mean(0), tuple(measures))
 

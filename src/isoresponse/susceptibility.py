@@ -19,7 +19,7 @@ from isoresponse.loop import join
 from isoresponse.neuron import Neuron
 from isoresponse.norms import require_norm
 from isoresponse.prediction import Boundaries, Prediction, Predictor
-from isoresponse.predictors import TIERS
+from isoresponse.predictors import as_predictor
 
 BATCH = 256  # cases predicted together
 
@@ -68,23 +68,6 @@ def predict_distance(
         told = ask.put_to(asked, ask.below == 0)
         parts.append(replace(told, displacement=told.displacement.reshape(x[i].shape), forwards=told.forwards + 2))
     return join(parts)
-
-
-def as_predictor(predictor: Predictor | int) -> Predictor:
-    """The predictor of a tier, or the one that is given.
-
-    Raises ValueError for a tier that there is not, TypeError for what is neither.
-    """
-    if isinstance(predictor, int):
-        if not 0 <= predictor < len(TIERS):
-            raise ValueError(
-                f"predictor must be a tier of cost from 0 (margin) to {len(TIERS) - 1} (foot points), or a predictor, "
-                f"got {predictor}."
-            )
-        return TIERS[predictor]
-    if not callable(predictor):
-        raise TypeError(f"predictor must be a tier of cost or a Predictor, got {type(predictor).__name__}.")
-    return predictor
 
 
 def propose_scale(
