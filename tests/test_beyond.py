@@ -73,6 +73,10 @@ class TestUnits:
             assert float(d.size(d.test[0][:3] * 0.1, d.test[0][:3]).max()) < np.inf
 
     def test_recordings_that_are_not_there_are_said_so(self, tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match="has no folder fsdd; give --data a folder with one, or leave it out"
+        ):
+            sounds(tmp_path, count=1, epochs=1)
         (tmp_path / "fsdd").mkdir()
         with pytest.raises(FileNotFoundError, match="is not a file with the arrays wave, offset, label and take"):
             sounds(tmp_path, count=1, epochs=1)

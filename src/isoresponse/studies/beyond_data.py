@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from isoresponse.models.training import fit
 from isoresponse.neuron import Box
+from isoresponse.studies.materials import require_folder
 
 RECORDINGS = "fsdd_0_24.npz"
 RATE, SAMPLES = 4000, 2048  # sounds: samples per second, and their number: half a second
@@ -67,9 +68,15 @@ def trained(domain: Domain, *, seed: int = 0, on_epoch: Callable[[int, int], Non
 def sounds(data: Path | None, *, count: int, epochs: int, seed: int = 0) -> Domain:
     """Spoken digits from the folder `fsdd` of `data`; without one, the tones of telephone keys in noise.
 
-    Half a second at 4 kHz, in [-1, 1]. Changes are measured in dB relative to the sound: 0 is as loud as it.
+    Half a second at 4 kHz, in [-1, 1]. Changes are measured in dB relative to the sound: 0 is as loud as it. Raises
+    FileNotFoundError for a folder that is not there, or has no fsdd.
     """
-    if data is not None and (data / "fsdd").is_dir():
+    if data is not None:
+        require_folder(data)
+        if not (data / "fsdd").is_dir():
+            raise FileNotFoundError(
+                f"{data} has no folder fsdd; give --data a folder with one, or leave it out for tones made here."
+            )
         train, test = _recordings(data / "fsdd" / RECORDINGS)
         source = "spoken digits (FSDD), the middle half second at 4 kHz"
     else:
