@@ -155,8 +155,8 @@ def predicted_mass(
     `probes` * `steps` products reach the number of directions, and estimated otherwise (`curvature_spectrum`).
 
     A contour is a paraboloid near the closest point only, and in many directions noise goes far: `doubt` is the error that the
-    formula would make of a ball's surface bent alike, right within a factor of two for balls in 2 to 300 dimensions while it is
-    below 0.5. Where it is above, measure (`line_mass`, `subset_mass`).
+    formula would make of a ball's surface bent alike. For balls in 2 to 300 dimensions it is right within a factor of two while
+    below 0.5, and too large where the mass is above 0.1. Where it is larger, measure (`line_mass`, `subset_mass`).
 
     Parameters
     ----------
