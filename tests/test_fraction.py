@@ -12,7 +12,7 @@ from isoresponse.chords import chord_jet
 from isoresponse.fraction import adversarial_fraction, increasing_share, wilson
 from isoresponse.mass import jointly
 from isoresponse.neuron import Box, Neuron
-from isoresponse.tails import pooled, sphere_tail
+from isoresponse.tails import _Form, pooled, sphere_tail
 
 
 def seeded(seed=0):
@@ -45,6 +45,17 @@ def test_caps_of_spheres(n, rtol):
     torch.testing.assert_close(found, cap(cosine, n), rtol=rtol, atol=0)
     complement = sphere_tail(-double(*cosine), (zero, one), (zero, n * one))
     torch.testing.assert_close(found + complement, torch.ones_like(found), rtol=rtol, atol=0)
+
+
+def test_the_length_is_met_at_every_saddle_point(generator):
+    """Not where the last step of the search for it happened to be a halved bracket: tails were 0 there."""
+    n = 200
+    node, force = normal(1, n, generator=generator) / n, normal(1, n, generator=generator).square() / n
+    form = _Form(node, force, node, torch.ones_like(node))
+    for s in torch.logspace(-2, 3, 200, dtype=torch.float64)[:, None]:
+        near, _ = form.inverse(s, form.shift(s))
+        length = near.sum(1) + s.square() * (force * near.square()).sum(1)
+        torch.testing.assert_close(length / n, torch.ones_like(s), rtol=0, atol=1e-10)
 
 
 def test_beyond_the_range_of_the_form_there_is_nothing():

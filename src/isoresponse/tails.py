@@ -150,8 +150,10 @@ class _Form:
             # now and then the bracket is halved, on the scale of the distance to the nearest pole
             half = pole + ((low - pole) * (high - pole)).clamp_min(0).sqrt()
             half = torch.where(half > low, half, 0.5 * (low + high))
-            m = torch.where((step > low) & (step < high) & (k % 3 != 2), step, half)
-        return m
+            newton = (step >= low) & (step <= high) & (k % 3 != 2)
+            m = torch.where(newton, step, half)
+        # the last step is Newton's, held to the bracket: halving would leave a root that rounding puts just outside of it
+        return torch.minimum(torch.maximum(step, low), high)
 
     def value(self, s: Tensor, m: Tensor) -> Tensor:
         a, b = self.inverse(s, m)
