@@ -112,14 +112,13 @@ _AFFINE = (
     nn.AvgPool2d, nn.AvgPool3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
 )  # fmt: skip
 
+_CALLED = ("__call__", "forward", "_conv_forward")  # methods that decide what a layer returns
+
 
 def _is(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
     """Whether it does what one of the `kinds` does: a subclass with a forward of its own may do anything."""
     own = "forward" in vars(layer)
     return not own and any(isinstance(layer, k) and all(_same(layer, k, name) for name in _CALLED) for k in kinds)
-
-
-_CALLED = ("__call__", "forward", "_conv_forward")  # methods that decide what a layer returns
 
 
 def _same(layer: nn.Module, kind: type[nn.Module], name: str) -> bool:
