@@ -245,6 +245,13 @@ def test_bad_input_is_refused(unchecked):
         level_factors(neuron, x, 1.0, factors.measured, directions=0)
     with pytest.raises(ValueError, match=r"further must have shape \(40,\), one distance per input, got \(39,\)"):
         unchecked(level_factors)(neuron, x, 1.0, factors.measured, further=factors.measured[1:])
+    with pytest.raises(TypeError, match=r"measured must be a floating-point tensor of distances .* got list"):
+        unchecked(level_factors)(neuron, x, 1.0, factors.measured.tolist())
+    with pytest.raises(TypeError, match=r"further must be a floating-point tensor of distances .* got torch\.bool"):
+        unchecked(level_factors)(neuron, x, 1.0, factors.measured, further=factors.measured > 0)
+    with pytest.raises(TypeError, match=r"level must be a number or a tensor of shape \(\d+,\), got str"):
+        unchecked(level_factors)(neuron, x, "high", factors.measured)
+    assert explain(factors, generator=seed, order=", ".join(factors.names)).order == ", ".join(factors.names)
     with pytest.raises(ValueError, match="pool_factors needs factors of the same names, at least one"):
         pool_factors([factors, level_factors(neuron, x, 1.0, factors.measured, further=factors.measured)])
     with pytest.raises(ValueError, match="pool_factors needs factors"):

@@ -194,9 +194,27 @@ def test_chance_is_what_theory_says_and_shares_have_intervals():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["alignment", "length", "one"]
 
 
-def test_refusals():
+def test_an_input_that_is_not_finite_is_near_no_data():
+    data, d = normal(20, 4), normal(3, 4)
+    x = data[:3].clone()
+    x[1, 2] = float("nan")
+    share = iso.on_manifold_share(d, x, data, neighbours=6, dims=2)
+    assert torch.isfinite(share).tolist() == [True, False, True]
+    assert torch.equal(share[[0, 2]], iso.on_manifold_share(d[[0, 2]], x[[0, 2]], data, neighbours=6, dims=2))
+
+
+def test_refusals(unchecked):
     d = normal(3, 4)
     seed = torch.Generator().manual_seed(0)
+    compare = unchecked(iso.compare_quality)
+    with pytest.raises(TypeError, match=r"measures must be functions by name, such as .* got list"):
+        compare([lambda p: p], d, d, generator=seed)
+    with pytest.raises(TypeError, match=r"perturbation and control must be torch tensors \(case, \*shape\)"):
+        compare({"a": lambda p: p}, d.tolist(), d, generator=seed)
+    with pytest.raises(TypeError, match=r"measure 'a' must answer with a tensor \(case,\), got float"):
+        compare({"a": lambda _: 1.0}, d, d, generator=seed)
+    with pytest.raises(ValueError, match="data must be finite"):
+        iso.on_manifold_share(d, d, d / 0, neighbours=3, dims=2)
     with pytest.raises(ValueError, match="needs measures and at least 1 draw"):
         iso.compare_quality({}, d, d, generator=seed)
     with pytest.raises(ValueError, match=r"measure 'a' must answer with shape \(3,\), got \(3, 4\)"):

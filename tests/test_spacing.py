@@ -94,8 +94,10 @@ def test_a_path_that_ends_on_a_lower_hill_is_infinitely_long():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="a way needs at least 2 knots"):
+    with pytest.raises(ValueError, match="with at least 2 knots, got"):
         iso.spacing_profile(TWO, START[:, None])
+    with pytest.raises(ValueError, match=r"points must have shape \(case, knot, 2\)"):
+        iso.spacing_profile(TWO, START)
     with pytest.raises(ValueError, match="a way needs 2 knots and ends of one shape"):
         iso.straight_way(START, START, knots=1)
     with pytest.raises(ValueError, match="more than 1 need a generator"):

@@ -93,12 +93,18 @@ class Problem:
     norm: float = 2.0
 
     @classmethod
-    def of(cls, neuron: Neuron, x: Tensor, level: float | Tensor, norm: float = 2.0) -> Problem:
+    def of(cls, neuron: Neuron, x: Tensor, level: object, norm: float = 2.0) -> Problem:
         """The problem on flattened inputs, after the checks of a public call."""
         neuron.require_inputs(x)
         require_norm(norm)
         x = x.detach()
-        levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
+        try:
+            levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"level must be a number or a tensor of shape ({len(x)},), got {type(level).__name__}; give the response to "
+                "reach, in response units."
+            ) from error
         if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(x))):
             raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
         if not bool(torch.isfinite(levels).all()):

@@ -98,12 +98,13 @@ def level_factors(
     Parameters
     ----------
     measured
-        Euclidean distances (case,), as `closest_point` finds them; NaN where there is none.
+        Euclidean distances (case,), as `closest_point` finds them; NaN (or anything not positive) where there is none.
     directions
         In which the Hessian is measured, at the scale of the first-order perturbation: itself, and what the change of the
         gradient along it adds. One gradient each, twice: along the gradient, and along where the box lets it go.
     further
-        Distances (case,) told by a predictor that looks beyond the jet, if its share is asked for too.
+        Distances (case,) told by a predictor that looks beyond the jet, if its share is asked for too. Where one is not
+        finite or not positive it has no say.
 
     Returns
     -------
@@ -112,8 +113,8 @@ def level_factors(
 
     Raises
     ------
-    ValueError
-        Invalid inputs or level, distances of another number, `directions` below 1.
+    ValueError, TypeError
+        Invalid inputs or level, distances that are no tensor or of another number, `directions` below 1.
     """
     problem = Problem.of(neuron, x, level)
     _require(x, measured, directions, further)
@@ -143,7 +144,7 @@ def adversary_factors(
     Raises
     ------
     ValueError, TypeError
-        Invalid inputs or labels, distances of another number, `directions` below 1.
+        Invalid inputs or labels, distances that are no tensor or of another number, `directions` below 1.
     """
     classifier.require_labelled(x, labels)
     _require(x, measured, directions, further)
@@ -339,9 +340,16 @@ def _finished(told: Factors, measured: Tensor, further: Tensor | None) -> Factor
     )
 
 
-def _require(x: Tensor, measured: Tensor, directions: int, further: Tensor | None) -> None:
+def _require(x: Tensor, measured: object, directions: int, further: object) -> None:
     for name, values in (("measured", measured), ("further", further)):
-        if values is not None and values.shape != (len(x),):
+        if values is None and name == "further":
+            continue
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(
+                f"{name} must be a floating-point tensor of distances (case,), got {got}; use torch.as_tensor(...).float()."
+            )
+        if values.shape != (len(x),):
             raise ValueError(f"{name} must have shape ({len(x)},), one distance per input, got {tuple(values.shape)}.")
     if directions < 1:
         raise ValueError(f"directions must be at least 1, got {directions}.")

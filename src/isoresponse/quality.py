@@ -95,7 +95,7 @@ def compare_quality(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         No measures, perturbations of different shapes, a measure that does not answer with one number per case.
 
     Examples
@@ -109,6 +109,12 @@ def compare_quality(
     >>> found.gain
     tensor([[0., 0.]])
     """
+    if not isinstance(measures, Mapping):
+        raise TypeError(
+            f"measures must be functions by name, such as {{'alignment': ...}}, got {type(measures).__name__}."
+        )
+    if not (isinstance(perturbation, Tensor) and isinstance(control, Tensor)):
+        raise TypeError("perturbation and control must be torch tensors (case, *shape); use torch.as_tensor(...).")
     if not measures or draws < 1:
         raise ValueError(f"compare_quality needs measures and at least 1 draw, got {len(measures)} and {draws}.")
     if perturbation.shape != control.shape:
@@ -121,6 +127,8 @@ def compare_quality(
         rows = []
         for name, measure in measures.items():
             row = measure(d)
+            if not isinstance(row, Tensor):
+                raise TypeError(f"measure {name!r} must answer with a tensor (case,), got {type(row).__name__}.")
             if row.shape != (cases,):
                 raise ValueError(f"measure {name!r} must answer with shape ({cases},), got {tuple(row.shape)}.")
             rows.append(row.to(d.dtype))
@@ -240,7 +248,7 @@ def on_manifold_share(
     Raises
     ------
     ValueError
-        Shapes that do not fit, fewer data than neighbours, `dims` not between 1 and neighbours - 1.
+        Shapes that do not fit, data that are not finite, fewer than neighbours, `dims` not between 1 and neighbours - 1.
 
     Examples
     --------
@@ -259,6 +267,9 @@ def on_manifold_share(
             f"needs 1 <= dims < neighbours <= number of data, got dims={dims}, neighbours={neighbours}, data={len(data)}."
         )
     samples, unit = data.to(x).flatten(1), _unit(perturbation, float("nan"))
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError("data must be finite, got NaN or infinity; leave such samples out.")
+    unit = unit.masked_fill(~torch.isfinite(x.flatten(1)).all(1, keepdim=True), float("nan"))  # it is near nothing
     each = max(1, AT_ONCE // (neighbours * samples.shape[1]))
     shares = []
     for at, d in zip(x.flatten(1).split(each), unit.split(each), strict=True):
@@ -302,7 +313,7 @@ def coded_share(
                 new = new - (new * b).sum(1, keepdim=True) * b
         basis.append(_unit(new * (new.norm(dim=1, keepdim=True) > 1e-6)))
         rest = rest - (rest * basis[-1]).sum(1, keepdim=True) * basis[-1]
-    return 1 - rest.square().sum(1)
+    return (1 - rest.square().sum(1)).clamp_min(0)
 
 
 def agreement(

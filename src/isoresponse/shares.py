@@ -119,11 +119,12 @@ def fitted(
 
 
 def places(names: Sequence[str], order: Sequence[str] | None) -> list[int]:
-    """Where the names of `order` stand among `names`; their own order if that is None.
+    """Where the names of `order` stand among `names`; their own order if that is None. "a, b" is the same as ["a", "b"].
 
     Raises ValueError unless `order` holds each of the names once.
     """
-    chosen = names if order is None else tuple(order)
+    asked = order.split(", ") if isinstance(order, str) else order
+    chosen = names if asked is None else tuple(asked)
     if sorted(chosen) != sorted(names):
         raise ValueError(f"order must hold each of {', '.join(names)} once, got {', '.join(chosen)}.")
     return [list(names).index(n) for n in chosen]

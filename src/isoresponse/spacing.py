@@ -48,6 +48,14 @@ class SpacingProfile:
         lowest = torch.nan_to_num(self.response, nan=torch.inf).amin(1)
         return (self.response[:, 0] - lowest).clamp_min(0)
 
+    def __repr__(self) -> str:
+        cases, knots = self.spacing.shape
+        falls = int((self.dip > 0).sum())
+        return (
+            f"SpacingProfile({cases} ways of up to {knots} knots, narrowest spacing {float(self.narrowest.median()):.4g} "
+            f"(median), {falls} fall below their start)"
+        )
+
 
 def spacing_profile(neuron: Neuron, points: Float[Tensor, "case knot *shape"]) -> SpacingProfile:
     """Spacing of the neuron's contours at the knots of a way, such as `gradient_path(...).points` or `straight_way(x, end)`.
@@ -67,8 +75,11 @@ def spacing_profile(neuron: Neuron, points: Float[Tensor, "case knot *shape"]) -
     >>> spacing_profile(f, way).spacing
     tensor([[0.5000, 0.3333, 0.2500]])
     """
-    if points.shape[1] < 2:
-        raise ValueError(f"a way needs at least 2 knots, got {points.shape[1]}.")
+    if points.ndim != 2 + len(neuron.shape) or points.shape[2:] != torch.Size(neuron.shape) or points.shape[1] < 2:
+        raise ValueError(
+            f"points must have shape (case, knot, {', '.join(map(str, neuron.shape))}) with at least 2 knots, got "
+            f"{tuple(points.shape)}; give straight_way(x, end) or gradient_path(...).points."
+        )
     neuron.require_inputs(points[:, 0], "the first knot of every way")
     knots = points.shape[1]
     there = torch.isfinite(points.flatten(2)).all(2)
