@@ -228,7 +228,8 @@ def _parameter(module: nn.Module) -> Tensor | None:
 
 
 def _require_same_kind(module: nn.Module, x: Tensor) -> None:
-    like = _parameter(module)
+    """Raise ValueError for inputs of another kind than the parameters; buffers alone, as of `LCA`, may follow the input."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), None)
     if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
         raise ValueError(
             f"the inputs are {x.dtype} on {x.device} but the model's parameters are {like.dtype} on "
