@@ -129,6 +129,15 @@ class Problem:
             sign=self.sign[cases],
         )
 
+    def rising(self) -> Neuron:
+        """The excess as a neuron: below zero at the start, whichever side of the level that is."""
+        inner = self.neuron
+
+        def response(x: Tensor, sign: Tensor, level: Tensor, *given: Tensor) -> Tensor:
+            return sign * (inner.response(x, *given) - level)
+
+        return Neuron(response, inner.shape, inner.box, inner.name, (self.sign, self.level, *inner.given))
+
     def excess(self, x: Tensor) -> Tensor:
         """Signed response beyond the level (case,), positive across; one forward pass."""
         return self.sign * (self.neuron.value(x) - self.level)

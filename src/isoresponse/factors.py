@@ -28,6 +28,7 @@ from isoresponse.krylov import krylov_secants
 from isoresponse.loop import Status, failed, join, mark, status_tensor
 from isoresponse.neuron import Box, Neuron, flatten
 from isoresponse.norms import nearest_in_plane
+from isoresponse.prediction import UNLIKELY
 from isoresponse.rivals import first_smallest
 from isoresponse.shares import in_order, places, subsets
 
@@ -35,7 +36,7 @@ FACTORS = ("gap", "spacing", "rate", "turning", "bending", "box")
 FURTHER = "further"  # the seventh, where a look beyond the jet is given
 BATCH = 32  # cases measured together, each with every subset of the blocks
 MODEL_STEPS, MODEL_RTOL = 60, 1e-4  # of the search on the quadratic model; it costs no pass through the network
-MOST_RIVALS, UNLIKELY = 9, 1.5  # boundaries looked at, and how much farther than the nearest one is looked at twice
+MOST_RIVALS = 9  # boundaries looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +177,7 @@ def _measure(problem: Problem, directions: int) -> tuple[Tensor, Tensor, Tensor,
     straight = torch.where(sound, gap / safe, torch.ones_like(gap))
     gradient, excess = unit * safe[:, None], -straight * safe
     # --- the same jet twice: along the gradient, and along where the box lets it go
-    rising = _rising(problem)
+    rising = problem.rising()
     free = replace(rising, box=Box())
     ahead = straight[:, None] * unit
     columns = _switched(_frame(free, start, excess, gradient, ahead, directions), straight, None)
@@ -306,15 +307,6 @@ def _margins(classifier: Classifier, x: Tensor, labels: Tensor, rivals: Tensor) 
     start = x.flatten(1)
     zero = torch.zeros_like(start[:, 0])
     return Problem(flatten(classifier.margin(labels, rivals), start), start, zero, zero - 1)
-
-
-def _rising(problem: Problem) -> Neuron:
-    """The problem's excess as a neuron."""
-    inner = problem.neuron
-    return Neuron(
-        lambda x, sign, level, *given: sign * (inner.response(x, *given) - level),
-        inner.shape, inner.box, inner.name, (problem.sign, problem.level, *inner.given),
-    )  # fmt: skip
 
 
 # --- what they share ------------------------------------------------------------------------------------------------

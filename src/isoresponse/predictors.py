@@ -9,7 +9,6 @@ is, and needs one gradient for each. `Clever` (Weng et al. 2018) samples slopes 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +22,6 @@ from isoresponse.neuron import Neuron
 from isoresponse.norms import INF, nearest_in_plane, size
 from isoresponse.operators import secant_product
 from isoresponse.prediction import UNLIKELY, Boundaries, Doubt, Prediction, Predictor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PART = 0.7  # of the way from foot to foot that a step goes: a full one overshoots where contours are bent
 CREDIBLE = 0.7  # a foot is believed where it leaves less than this part of the gap
@@ -141,7 +137,7 @@ class Krylov:
         chosen = ask.likely(feet.distance, self.unlikely)
         some, way = ask.select(chosen), feet.way[chosen]
         problem, status = some.each, feet.status[chosen]
-        neuron = _rising(problem)
+        neuron = problem.rising()
         measured = krylov_secants(neuron, problem.start, some.gaps, feet.gradient[chosen], way, self.steps)
         given = (problem.start, some.gaps, feet.gradient[chosen], measured.basis, measured.images)
         model = Neuron(_quadratic, neuron.shape, neuron.box, "2-jet", given)
@@ -287,13 +283,6 @@ def _boxed(problem: Problem, way: Float[Tensor, "case n"], gradient: Float[Tenso
     held = ((gradient > 0) & (way >= upper)) | ((gradient < 0) & (way <= lower))
     share = gradient.square().masked_fill(~held, 0.0).sum(1) / gradient.square().sum(1).clamp_min(1e-30)
     return (share > 0.5).long() * int(Doubt.BOX)
-
-
-def _rising(problem: Problem) -> Neuron:
-    """The problem's signed excess as a neuron."""
-    inner = problem.neuron
-    response: Callable[..., Tensor] = lambda x, sign, level, *given: sign * (inner.response(x, *given) - level)  # noqa: E731
-    return Neuron(response, inner.shape, inner.box, inner.name, (problem.sign, problem.level, *inner.given))
 
 
 def _quadratic(x: Tensor, start: Tensor, value: Tensor, gradient: Tensor, basis: Tensor, images: Tensor) -> Tensor:

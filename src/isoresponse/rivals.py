@@ -20,14 +20,13 @@ from isoresponse.approach import Approach, approach, first_pace, signs_without_p
 from isoresponse.crossing import Problem, Solution
 from isoresponse.loop import failed, join, take
 from isoresponse.norms import nearest_in_plane
-from isoresponse.predictors import first_order_status
+from isoresponse.predictors import CREDIBLE, first_order_status
 from isoresponse.solve import elsewhere, far_end, polished, settle
 
 CANDIDATES = 9  # rivals, by score, whose first-order distance is computed
 HOPELESS = 3.0  # a rival this many times farther than the nearest, to first order, is not followed
 SHORT = 4  # least gradients of a first approach where the first order reaches the boundary ...
 LONG = {2.0: 12, 1.0: 25, math.inf: 25}  # ... and where it does not: from corner to corner they come closer more slowly
-CREDIBLE = 0.7  # a first-order foot is believed where it leaves less than this part of the gap in response
 WIDE, MOST_WIDE = 60, 8  # one further place, across the box, is approached per so many gradients; and at most so many
 KEPT = 4  # one in so many goes on to the next round
 EARLY = 0.85  # part of what is left that each round but the last may spend
