@@ -81,7 +81,9 @@ def adversarial_fraction(
     Across is the far side of the level as seen from `x`. Predicted: the fraction for the quadratic with the jet's gradient and
     Hessian, by a double saddle point on the sphere; it sees how the Hessian's spectrum and its coupling to the gradient shape the
     tail, where mean and variance (`moments`) only see the bulk. Both ask for the response at `radius` from `x`, a long way in
-    high dimensions, so `partial(chord_jet, scale=radius, generator=...)` is the jet for networks.
+    high dimensions, so `partial(chord_jet, scale=radius, generator=...)` is the jet for networks. In few dimensions the saddle
+    point's own error shows: flat contours, for which `first_order` is exact, it tells too low by up to 11 % in 2 dimensions, 7 %
+    in 3, 5 % in 5 and 2 % in 10.
 
     Parameters
     ----------

@@ -92,6 +92,9 @@ def compare_quality(
         Functions of perturbations (case, *shape), such as `lambda d: alignment(d, mei)`.
     control
         What the matched control's perturbations are, as from `pointwise_control`.
+    draws
+        Random perturbations of every case, its own: means over cases are certain, but `chance` of one case, a mean of so few,
+        varies (within its error) with the cases that are drawn before it.
 
     Raises
     ------
