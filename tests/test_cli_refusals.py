@@ -129,9 +129,9 @@ def test_a_missing_gpu_is_said(small, assert_refused, monkeypatch):
 
 def test_a_study_refuses_a_device_that_is_not_there(assert_refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    study = ["study", "neuron-attack", "--quick", "--out", "report", "--device"]
-    assert_refused([*study, "cuda"], "torch sees no CUDA device; use --device cpu")
-    assert_refused([*study, "tpu"], "device must be cpu or cuda, got 'tpu'")
+    for study in (["study", "neuron-attack", "--quick"], ["claims"]):
+        assert_refused([*study, "--out", "report", "--device", "cuda"], "torch sees no CUDA device; use --device cpu")
+        assert_refused([*study, "--out", "report", "--device", "tpu"], "device must be cpu or cuda, got 'tpu'")
 
 
 @pytest.mark.parametrize("inputs", [[], ["--inputs", "good.npz"], ["--inputs", "."]])

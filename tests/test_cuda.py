@@ -33,7 +33,9 @@ class Asked:
             net = nn.Sequential(
                 nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * 36, 12), nn.ReLU(), nn.Linear(12, 4)
             )
+            self.dense = nn.Sequential(nn.Linear(12, 8), nn.Softplus(), nn.Linear(8, 3)).double().to(device)
             self.x = torch.rand(CASES, 1, 8, 8, dtype=torch.float64).to(device)
+            self.codes = self.x.flatten(1)[:, :12]
         self.net = net.double().to(device)
         self.labels = self.net(self.x).argmax(1)
         self.classifier = iso.Classifier.of(self.net, shape=(1, 8, 8), box=iso.Box(0, 1))
@@ -42,6 +44,9 @@ class Asked:
 
     def jet(self):
         return iso.exact_jet(self.neuron, self.x)
+
+    def up(self):
+        return 0.1 * self.neuron.value_and_grad(self.x)[1]
 
 
 QUESTIONS = {
@@ -73,6 +78,45 @@ QUESTIONS = {
     ),
     "masking alarms": lambda a: iso.masking_alarms(
         a.classifier, a.x, a.labels, a.classifier.closest_adversary(a.x, a.labels), generator=seed()
+    ),
+    "krylov jet": lambda a: iso.local_geometry(iso.krylov_jet(a.neuron, a.x, displacement=a.up())),
+    "chord jet": lambda a: iso.local_geometry(iso.chord_jet(a.neuron, a.x, scale=0.2, generator=seed())),
+    "smoothed jet": lambda a: iso.local_geometry(
+        iso.smoothed_jet(a.neuron, a.x, scale=0.1, samples=200, generator=seed())
+    ),
+    "curvature spectrum": lambda a: iso.curvature_spectrum(a.jet(), probes=4, steps=8, generator=seed()),
+    "proposed scale": lambda a: iso.propose_scale(a.neuron, a.x, a.level),
+    "steepest path": lambda a: iso.gradient_path(a.neuron, a.x, a.level, knots=5),
+    "spacing on the way": lambda a: iso.spacing_profile(a.neuron, iso.straight_way(a.x, 0.5 * a.x)),
+    "greedy path": lambda a: iso.greedy_against_closest(a.neuron, a.x, a.level, starts=2, generator=seed()),
+    "local against global": lambda a: iso.local_against_global(
+        a.classifier, a.x, a.labels, budget=30, starts=2, generator=seed()
+    ),
+    "line mass": lambda a: iso.line_mass(a.neuron, a.x, a.level, 0.1, lines=20, generator=seed()),
+    "subset mass": lambda a: iso.subset_mass(a.neuron, a.x, a.level, 0.05, samples=100, most=3, generator=seed()),
+    "joint mass": lambda a: iso.predicted_joint_mass(
+        [a.neuron, a.classifier.decision(a.labels)], a.x, torch.stack([a.level, a.level - 9], 1), 0.1, generator=seed()
+    ),
+    "fraction of directions": lambda a: iso.adversarial_fraction(
+        a.neuron, a.x, a.level, 1.0, probes=4, steps=4, samples=200, generator=seed()
+    ),
+    "share of the box": lambda a: iso.increasing_share(a.neuron, a.x, samples=200, generator=seed()),
+    "certified": lambda a: iso.certify_decision(a.dense, a.codes, a.dense(a.codes).argmax(1)),
+    "matched control": lambda a: iso.pointwise_control(a.neuron, a.x, a.level),
+    "quality": lambda a: iso.compare_quality(
+        {
+            "alignment": lambda d: iso.alignment(d, a.x[0]),
+            "manifold": lambda d: iso.on_manifold_share(d, a.x, a.x, neighbours=4, dims=2),
+            "coded": lambda d: iso.coded_share(d, torch.eye(64).to(a.x), active=3),
+            "low": iso.low_frequency_share,
+        },
+        a.up(),
+        a.x,
+        generator=seed(),
+    ),
+    "trace": lambda a: iso.trace_attack(iso.closest_point, a.neuron, a.x, a.level),
+    "planes": lambda a: iso.survey_planes(
+        [a.neuron], a.x[:1], {"others": a.x[None, 1:4]}, grid=iso.SurveyGrid(reach=1.0, size=11)
     ),
     "sparse code": lambda a: LCA(a.net[3].weight.T[:64, :12].contiguous(), sparsity=0.01).to(a.x)(a.x.flatten(1)),
 }

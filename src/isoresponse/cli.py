@@ -145,6 +145,7 @@ def claims(
         typer.Option(help="folder with mnist/, natural_images/, cifar10/; left out: what scikit-learn brings"),
     ] = None,
     seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 0: one, which small models want")] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
 ) -> None:
@@ -159,7 +160,7 @@ def claims(
         raise ValueError(f"threads must be 0 or more, got {threads}.")
     torch.set_num_threads(max(1, threads))
     with finished_folder(out) as folder:
-        numbers = run_claims(folder, full=full, data=data, seed=seed, stage=_stage)
+        numbers = run_claims(folder, full=full, data=data, seed=seed, device=device, stage=_stage)
     verdict_table(numbers, out)
 
 

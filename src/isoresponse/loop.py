@@ -88,6 +88,11 @@ def take(state: State, cases: Tensor) -> State:
     return replace(state, **{n: v[cases] for n, v in _tensors(state)})  # type: ignore[type-var]
 
 
+def moved(state: State, device: torch.device | str) -> State:
+    """`state` with every tensor field on `device`."""
+    return replace(state, **{n: v.to(device) for n, v in _tensors(state)})  # type: ignore[type-var]
+
+
 def join(parts: list[State]) -> State:
     """One dataclass with the tensor fields of all `parts` one after another along the case axis."""
     columns = {n: torch.cat([getattr(p, n) for p in parts]) for n, _ in _tensors(parts[0])}

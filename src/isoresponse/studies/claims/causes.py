@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from isoresponse import plot
 from isoresponse.explanation import Explanation, explain, pool_factors
 from isoresponse.factors import Factors, adversary_factors
-from isoresponse.loop import take
+from isoresponse.loop import moved, take
 from isoresponse.studies.claims.findings import Finding
 from isoresponse.studies.claims.pairs import side_by_side
 from isoresponse.studies.claims.subjects import Networks
@@ -32,7 +32,7 @@ def factors(nets: Networks, distance: dict[str, Tensor], *, stage: Stage = silen
     found = {}
     with stage("f: parts of the distance", len(nets.of), "network") as on_done:
         for name, classifier in nets.of.items():
-            found[name] = adversary_factors(classifier, nets.x, nets.labels, distance[name])
+            found[name] = moved(adversary_factors(classifier, nets.x, nets.labels, distance[name]), "cpu")
             on_done(1)
     return found
 

@@ -41,8 +41,8 @@ def sizes(nets: Networks, found: dict[str, Solution]) -> tuple[dict[str, Tensor]
     grey, survives = {}, {}
     for name, classifier in nets.of.items():
         told = perturbation_sizes(classifier, nets.x, found[name].point, nets.labels)
-        grey[f"{nets.name}: {name}"] = told.grey_levels
-        survives[f"{nets.name}: {name}"] = told.survives_8bit.double().masked_fill(told.rms.isnan(), torch.nan)
+        grey[f"{nets.name}: {name}"] = told.grey_levels.cpu()
+        survives[f"{nets.name}: {name}"] = told.survives_8bit.double().masked_fill(told.rms.isnan(), torch.nan).cpu()
     return grey, survives
 
 
@@ -98,7 +98,7 @@ def coded(nets: Networks, found: dict[str, Solution], *, doubt: dict[str, str] |
     `doubt` says by network why its distances are not to be believed, where alarms for hidden gradients were raised.
     """
     raised = doubt or {}
-    far = {name: s.distance for name, s in found.items()}
+    far = {name: s.distance.cpu() for name, s in found.items()}
     tests = {
         f"against the {other}": Claim(
             f"the network of sparse codes needs larger perturbations than the {other}",

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from isoresponse import plot
 from isoresponse.grid import closest_point_on_grid
-from isoresponse.loop import Status
+from isoresponse.loop import Status, moved
 from isoresponse.models.elevation import ElevationMap
 from isoresponse.neuron import Box, Neuron
 from isoresponse.paths import gradient_path
@@ -77,7 +77,7 @@ def on_networks(nets: Networks, best: dict[str, Tensor], *, stage: Stage = silen
     with stage("i: steepest paths", len(nets.of), "network") as on_done:
         for name, classifier in nets.of.items():
             length, _ = steepest(classifier.decision(nets.labels), nets.x, 0.0, steps=FEWER)
-            found[f"{name} on {nets.name}"] = Ways(length, best[name])
+            found[f"{name} on {nets.name}"] = moved(Ways(length, best[name]), "cpu")
             on_done(1)
     return found
 

@@ -22,12 +22,19 @@ from isoresponse.studies.claims.subjects import FULL, Settings, require_data
 from isoresponse.studies.experiment import shown
 from isoresponse.studies.figures import save
 from isoresponse.studies.measure import Stage, silent
+from isoresponse.studies.subject import device_named
 
 TITLE = "Response geometry explains adversarial robustness: the claims, tested"
 
 
 def run_claims(
-    out: Path, *, data: Path | None = None, full: bool = False, seed: int = 0, stage: Stage = silent
+    out: Path,
+    *,
+    data: Path | None = None,
+    full: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    stage: Stage = silent,
 ) -> dict[str, Any]:
     """Test every claim of the essay and write everything into the empty folder `out`; returns what `summary.json` holds.
 
@@ -39,6 +46,8 @@ def run_claims(
         Large settings, which take hours on 2 cores. Otherwise minutes.
     seed
         Of training, of the choice of cases, of toys and of the bootstrap.
+    device
+        Where networks and sparse codes are, cpu or cuda.
     stage
         Shows the progress.
 
@@ -46,12 +55,17 @@ def run_claims(
     ------
     FileNotFoundError
         A folder that is not there, or has none of them.
+    ValueError
+        A device that is not there.
     """
     require_data(data)
+    where = str(device_named(device))
     settings = {
-        "data": None if data is None else data.name, "full": full, "seed": seed, **asdict(FULL if full else Settings()),
+        "data": None if data is None else data.name, "full": full, "seed": seed, "device": device,
+        **asdict(FULL if full else Settings()),
     }  # fmt: skip
-    return write_document(findings(data, full=full, seed=seed, stage=stage), out, settings=settings, stage=stage)
+    found = findings(data, full=full, seed=seed, device=where, stage=stage)
+    return write_document(found, out, settings=settings, stage=stage)
 
 
 def write_document(

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from isoresponse import plot
 from isoresponse.classifier import Classifier
+from isoresponse.loop import moved
 from isoresponse.neuron import Box, Neuron
 from isoresponse.solve import closest_point
 from isoresponse.studies.claims.findings import Finding, averaged
@@ -71,7 +72,7 @@ def raised(
 ) -> Distances:
     """How far to where all of the neurons have gained `gain` (case,), for bent ones and for straight ones."""
     one, other = (closest_point(together_raised(f, x), x, gain, budget=budget).distance for f in (bent, straight))
-    return Distances(one, other, group)
+    return moved(Distances(one, other, group), "cpu")
 
 
 def of_toys(
@@ -118,7 +119,7 @@ def refined(parts: Sequence[Neuron], x: Tensor, gain: Tensor) -> Tensor:
 def of_units(units: SparseUnits, *, gain: float = 0.5, budget: int = BUDGET) -> Distances:
     """Two units of sparse coding raised at once, by `gain` mean lengths of a patch, against their straight twins."""
     pair = [units.sparse(), units.second()[0]]
-    gains = torch.full((len(units.x),), gain * units.norm, dtype=torch.float64)
+    gains = units.x.new_full((len(units.x),), gain * units.norm)
     return raised(pair, [twin(f, units.x) for f in pair], units.x, gains, units.unit, budget=budget)
 
 

@@ -32,12 +32,14 @@ DIMENSIONS = 16  # of the toys
 CLASSIFIERS = 12  # toy networks, each with some inputs
 
 
-def findings(data: Path | None, *, full: bool = False, seed: int = 0, stage: Stage = silent) -> list[Finding]:
-    """Every claim of the essay, tested; `data` as for `subjects`."""
+def findings(
+    data: Path | None, *, full: bool = False, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> list[Finding]:
+    """Every claim of the essay, tested; `data` as for `subjects`. Networks and sparse codes are on `device`, toys on the CPU."""
     settings = FULL if full else Settings()
-    nets = networks(data, settings, seed=seed, stage=stage)
-    seen = pictures(data, settings, seed=seed, stage=stage)
-    units = sparse_units(data, settings, seed=seed, stage=stage)
+    nets = networks(data, settings, seed=seed, device=device, stage=stage)
+    seen = pictures(data, settings, seed=seed, device=device, stage=stage)
+    units = sparse_units(data, settings, seed=seed, device=device, stage=stage)
     found = coding.closest(nets, budget=settings.budget, stage=stage)
     distance = {name: s.distance for name, s in found.items()}
     some = nets.some(max(5, round(WATCHED * len(nets.x))))

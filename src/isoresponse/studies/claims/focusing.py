@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from isoresponse import plot
+from isoresponse.loop import moved
 from isoresponse.neuron import Box, Neuron
 from isoresponse.solve import closest_point
 from isoresponse.studies.claims.findings import Finding
@@ -57,7 +58,7 @@ def toys(count: int, n: int, *, generator: Generator) -> tuple[Neuron, Tensor, T
 
 def of_networks(nets: Networks) -> dict[str, tuple[Neuron, Tensor, Tensor]]:
     """The decisions of networks, from the side on which they rise to the boundary at 0."""
-    zero = torch.zeros(len(nets.x), dtype=nets.x.dtype)
+    zero = nets.x.new_zeros(len(nets.x))
     return {f"{n} on {nets.name}": (opposite(c.decision(nets.labels)), nets.x, zero) for n, c in nets.of.items()}
 
 
@@ -67,7 +68,7 @@ def bent(
 ) -> Bent:  # fmt: skip
     """Twins of a neuron with contours bent by `bender`, in units of the distance that straight contours have."""
     neuron = replace(neuron, box=Box())
-    zero = torch.zeros(len(x), dtype=x.dtype)
+    zero = x.new_zeros(len(x))
     search = partial(closest_point, budget=BUDGET, starts=STARTS)
     flat = search(bender(neuron, x, zero), x, level, generator=Generator().manual_seed(seed)).distance
     known = flat.isfinite() & (flat > 0)
@@ -90,7 +91,9 @@ def bent(
         for c in (-SLIGHT, 0.0, SLIGHT)
     ]
     share = torch.stack([shares[0], shares[2]]) / shares[1]
-    return Bent(torch.stack(found).masked_fill(~known, torch.nan), share.masked_fill(~known, torch.nan), grid)
+    return moved(
+        Bent(torch.stack(found).masked_fill(~known, torch.nan), share.masked_fill(~known, torch.nan), grid), "cpu"
+    )
 
 
 def focused(product: np.ndarray) -> np.ndarray:

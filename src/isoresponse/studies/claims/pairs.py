@@ -68,7 +68,7 @@ def toys(count: int, n: int, *, generator: Generator, curvature: tuple[float, fl
 
 def against_pointwise(units: SparseUnits) -> Pair:
     """Units of sparse coding, and pointwise ones with the same weights and threshold."""
-    gain = torch.full((len(units.x),), units.norm, dtype=torch.float64)
+    gain = units.x.new_full((len(units.x),), units.norm)
     return Pair(units.sparse(), units.pointwise(), units.x, units.axis(), gain, units.unit)
 
 

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from isoresponse import plot
 from isoresponse.fraction import increasing_share
+from isoresponse.loop import moved
 from isoresponse.neuron import Box, Neuron
 from isoresponse.studies.claims.findings import Finding, averaged
 from isoresponse.studies.claims.pairs import axes_of, drive, side_by_side, uniform
@@ -100,7 +101,8 @@ def of_networks(
                 in_directions(f, x, level, radius, samples=samples, generator=Generator().manual_seed(seed))
                 for f in (neuron, twin(neuron, x))
             )
-            found[name] = Shares(bent, straight, torch.arange(len(x)), "random directions, as far as the boundary")
+            group, where = torch.arange(len(x)), "random directions, as far as the boundary"
+            found[name] = moved(Shares(bent, straight, group, where), "cpu")
             on_done(1)
     return found
 
@@ -140,7 +142,7 @@ def _in_box(bent: Neuron, straight: Neuron, x: Tensor, group: Tensor, samples: i
     one, other = (
         increasing_share(f, x, samples=samples, generator=Generator().manual_seed(seed)).share for f in (bent, straight)
     )
-    return Shares(one, other, group, "of the box of allowed inputs")
+    return moved(Shares(one, other, group, "of the box of allowed inputs"), "cpu")
 
 
 def _drawn(shares: dict[str, Shares]) -> Figure:

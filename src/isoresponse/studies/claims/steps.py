@@ -109,7 +109,7 @@ def steps_across(nets: Networks, *, attacks: dict[str, Attack], seed: int = 0, s
     with stage("a: watch attacks", len(nets.of) * len(attacks), "attack") as on_done:
         for i, classifier in enumerate(nets.of.values()):
             for j, watched in enumerate(attacks.values()):
-                found[i, j] = alignment(watched, classifier.decision(nets.labels), nets.x, 0.0).numpy()
+                found[i, j] = alignment(watched, classifier.decision(nets.labels), nets.x, 0.0).cpu().numpy()
                 on_done(1)
     tests = {
         f"{attack}: {net}": Claim(
@@ -183,7 +183,7 @@ def compared(
     Straight along the gradient; along the contour's tangent, straight on; and along `rivals` random directions, of which the
     smallest and the mean change are told. All stay in the box.
     """
-    draw = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    draw = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x)
     end = walker(neuron, x, draw, length)
     known = torch.isfinite(end.flatten(1)).all(1)
     end = torch.where(known.reshape(-1, *[1] * (x.ndim - 1)), end, x)
@@ -203,13 +203,13 @@ def compared(
 
     down = -unit * torch.sign(neuron.value(x))[:, None]  # towards the boundary
     random = torch.stack(
-        [straight(torch.randn(first.shape, generator=generator, dtype=x.dtype)) for _ in range(rivals)]
+        [straight(torch.randn(first.shape, generator=generator, dtype=x.dtype).to(x)) for _ in range(rivals)]
     )
     every = {
         "contour": change_over(neuron, x, end), "tangent": straight(tangent), "random, least": random.amin(0),
         "random": random.mean(0), "gradient": straight(down),
     }  # fmt: skip
-    return {k: v.masked_fill(~known, torch.nan) for k, v in every.items()}
+    return {k: v.masked_fill(~known, torch.nan).cpu() for k, v in every.items()}
 
 
 def least_along(

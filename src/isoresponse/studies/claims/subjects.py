@@ -142,7 +142,7 @@ def twin(neuron: Neuron, x: Tensor, *, curvature: float | Tensor = 0.0, slope: f
     _, gradient = neuron.value_and_grad(x)
     flat = gradient.flatten(1)
     normal = (flat / flat.norm(dim=1, keepdim=True)).nan_to_num(0.0)
-    bend = torch.as_tensor(curvature, dtype=x.dtype).expand(len(x))
+    bend = torch.as_tensor(curvature, dtype=x.dtype, device=x.device).expand(len(x))
 
     def response(z: Tensor, at: Tensor, along: Tensor, bend: Tensor, *given: Tensor) -> Tensor:
         away = z.flatten(1) - at
@@ -172,12 +172,15 @@ def require_data(data: Path | None) -> None:
         )
 
 
-def networks(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> Networks:
+def networks(
+    data: Path | None, settings: Settings, *, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> Networks:
     """A multilayer perceptron, a convolutional network, and a sparse code with its pointwise control, on digits.
 
     `data` with a folder `mnist` gives MNIST; otherwise they are scikit-learn's digits.
     """
-    images = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
+    found = zoo.digits() if data is None or not (data / "mnist").is_dir() else mnist(data / "mnist")
+    images = found.to(device)
     sizes = replace(
         network_attack.QUICK, units=(settings.hidden,), dictionary_steps=settings.dictionary_steps, train=settings.train,
         epochs=settings.epochs,
@@ -225,7 +228,9 @@ def _seen(task: str, images: Data, settings: Settings, seed: int, stage: Stage) 
     return judged({CNN: net.double()}, images, settings.cases, seed)
 
 
-def sparse_units(data: Path | None, settings: Settings, *, seed: int = 0, stage: Stage = silent) -> SparseUnits:
+def sparse_units(
+    data: Path | None, settings: Settings, *, seed: int = 0, device: str = "cpu", stage: Stage = silent
+) -> SparseUnits:
     """Units of a sparse code learnt on whitened natural patches, each with patches that excite it moderately.
 
     Raises
@@ -235,11 +240,11 @@ def sparse_units(data: Path | None, settings: Settings, *, seed: int = 0, stage:
     """
     size, sparsity = 8, 0.5
     data = data if data is not None and (data / "natural_images").is_dir() else None
-    found = natural_patches(data, size, 20_000, seed=seed)
+    found = natural_patches(data, size, 20_000, seed=seed, device=device)
     weights = trained_dictionary(
         found.x, 2 * size**2, sparsity=sparsity, steps=2 * settings.dictionary_steps, seed=seed, stage=stage
     )
-    shown = natural_patches(data, size, 1500, seed=seed + 1).x.double().flatten(1)
+    shown = natural_patches(data, size, 1500, seed=seed + 1, device=device).x.double().flatten(1)
     with torch.no_grad():
         activity = torch.cat([LCA(weights, sparsity=sparsity)(x) for x in shown.split(500)])
     x, unit = starts_of(activity, shown, settings.units, settings.starts, seed)
@@ -258,7 +263,7 @@ def starts_of(activity: Tensor, shown: Tensor, units: int, starts: int, seed: in
     if not len(usable):
         raise ValueError(f"no unit responds to {starts} of {len(shown)} patches; give more patches.")
     order = torch.randperm(len(usable), generator=Generator().manual_seed(seed))
-    chosen = usable[order[:units]]
+    chosen = usable[order[:units].to(usable.device)]
     own = activity[:, chosen]
     middle = own.masked_fill(own <= 0, torch.nan).nanmedian(0).values
     away = (own - middle).abs().masked_fill(own <= 0, torch.inf)
@@ -277,6 +282,7 @@ def judged(nets: dict[str, nn.Sequential], images: Data, cases: int, seed: int) 
     shape = tuple(images.test[0].shape[1:])
     made = {n: Classifier.of(net, shape=shape, box=Box(0.0, 1.0), name=n) for n, net in nets.items()}
     order = torch.randperm(len(images.test[0]), generator=Generator().manual_seed(seed))[: max(300, 3 * cases)]
+    order = order.to(images.test[0].device)
     x, labels = images.test[0][order].double(), images.test[1][order]
     right = torch.stack([c.predict(x) == labels for c in made.values()])
     chosen = torch.nonzero(right.all(0)).flatten()[:cases]

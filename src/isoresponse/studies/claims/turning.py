@@ -38,13 +38,14 @@ def walked(pair: Pair, *, knots: int = KNOTS) -> Turned:
     for neuron in (pair.bent, pair.straight):
         path = gradient_path(neuron, pair.x, neuron.value(pair.x) + pair.gain, knots=knots, rtol=TURN, max_steps=STEPS)
         points = path.points.flatten(2)
-        angles.append((degrees(points, pair.axis), degrees(points - points[:, :1], pair.axis)))
+        both = degrees(points, pair.axis), degrees(points - points[:, :1], pair.axis)
+        angles.append([a.cpu() for a in both])
     lost = (angles[0][0] + angles[1][0]).isnan()
     (bent, bent_change), (straight, straight_change) = (
         [a.masked_fill(lost, float("nan")) for a in both] for both in angles
     )
     return Turned(
-        bent, straight, bent_change, straight_change, path.responses.new_tensor(np.linspace(0, 1, knots)), pair.group
+        bent, straight, bent_change, straight_change, bent.new_tensor(np.linspace(0, 1, knots)), pair.group.cpu()
     )  # fmt: skip
 
 
