@@ -36,6 +36,7 @@ ENVELOPE = 0.5  # of the envelope's maximum, above which a pixel counts
 CHUNK = 1000  # patches shown together
 PER = 100_000  # patches to which counts are converted, as many as in the paper
 PUBLISHED = {2: (57, 75), 4: (53, 72), 10: (50, 73)}  # median counts, LCA and linear, measured on the author's slides
+GUTTER = 0.25  # pictures wide, between the groups of pictures
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,11 @@ def patch_figure(
     picks = [int(order[int(i)]) for i in np.linspace(0.2, 0.95, rows) * (len(order) - 1)]
     most = 6
     drawn = new_figure(12.0, 1.0 * rows + 0.4)
-    axes = drawn.subplots(rows, 2 * most + 1, squeeze=False)
+    widths = (1.0, GUTTER, *[1.0] * most, GUTTER, *[1.0] * most)
+    axes = drawn.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
+    for gutter in axes[:, [1, most + 2]].ravel():
+        gutter.remove()
+    axes = np.delete(axes, [1, most + 2], 1)
     activity = {n: responses(units[n], patches) for n in (SPARSE, LINEAR)}
     for row, k in zip(axes, picks, strict=True):
         shown = [weights[:, k].reshape(size, size)]
@@ -254,8 +259,10 @@ def patch_figure(
             plot.image(ax, picture, bounds=(-bound, bound), signed=True)
         row[0].set_ylabel(f"unit {k}", fontsize=8)
     axes[0][0].set_title("weight", fontsize=9)
-    axes[0][1].set_title("LCA: most exciting patches", fontsize=9, loc="left")
-    axes[0][most + 1].set_title("linear: most exciting patches", fontsize=9, loc="left")
+    for first, name in ((1, "LCA"), (most + 1, "linear")):
+        ax = axes[0][first]
+        text = ax.text(0, 1.07, f"{name}: most exciting patches", fontsize=9, transform=ax.transAxes)
+        text.set_in_layout(False)  # it is wider than its picture
     return drawn
 
 
