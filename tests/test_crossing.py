@@ -183,8 +183,9 @@ def test_flattening_changes_the_shape_of_the_input_and_of_its_box_only(generator
     [
         (torch.zeros(3), r"level must be a number or have shape \(2,\), got \(3,\)"),
         (torch.zeros(2, 1), r"level must be a number or have shape \(2,\), got \(2, 1\)"),
-        (INF, "level must be finite, got NaN or infinity"),
-        (torch.tensor([0.0, float("nan")]), "level must be finite"),
+        (INF, "level must be finite, got infinity"),
+        (torch.tensor([0.0, INF]), "level must be finite, got infinity"),
+        (torch.full((2,), torch.nan), "level must be finite, got NaN in every case"),
     ],
 )
 def test_an_invalid_level_is_refused(level, message):

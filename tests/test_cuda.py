@@ -1,10 +1,12 @@
 """What is computed on a CUDA device is what is computed on the CPU: same answers, same status, and it stays there.
 
-Every question is asked twice in float64, of the same network and inputs. Without a CUDA device these tests are skipped.
+Every question is asked twice in float64, of the same network and inputs. Without a CUDA device a stand-in is asked, which knows
+where tensors are and nothing else.
 """
 
 from dataclasses import fields, is_dataclass
 
+import elsewhere
 import pytest
 import torch
 from torch import Generator, nn
@@ -12,10 +14,6 @@ from torch import Generator, nn
 import isoresponse as iso
 from isoresponse.models.lca import LCA
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 CASES = 6
 
 
@@ -68,7 +66,7 @@ QUESTIONS = {
     "lattice": lambda a: iso.on_lattice(
         a.classifier.decision(a.labels), a.x, a.classifier.closest_adversary(a.x, a.labels), 0.0, levels=256
     ),
-    "subspace": lambda a: iso.adversarial_subspace(a.classifier.decision(a.labels), a.x, 0.0, dims=2),
+    "subspace": lambda a: iso.adversarial_subspace(a.neuron, a.x, a.level, dims=2, budget=30),
     "most exciting input": lambda a: iso.most_exciting_input(a.neuron, norm=1.0, center=a.x[0], generator=seed()),
     "iso walk": lambda a: iso.iso_walk(a.neuron, a.x, torch.ones_like(a.x), step=0.1, knots=5),
     "sampled mass": lambda a: iso.sampled_mass(a.neuron, a.x, a.level, 0.1, samples=200, generator=seed()),
@@ -132,6 +130,34 @@ def tensors(answer):
     return {f.name: v for f in fields(answer) if isinstance(v := getattr(answer, f.name), torch.Tensor)}
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_all_of_it_stays_on_the_device_of_the_input(question, monkeypatch):
+    ask = QUESTIONS[question]
+    here = tensors(ask(Asked("cpu")))
+    with elsewhere.pretend(monkeypatch):
+        there = tensors(ask(Asked("cuda")))
+    assert here
+    assert here.keys() == there.keys()
+    for name, value in there.items():
+        assert isinstance(value, elsewhere.Elsewhere), f"{name} has come back to the CPU"
+        torch.testing.assert_close(elsewhere.back(value), here[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_stand_in_device_refuses_to_be_mixed(monkeypatch):
+    with elsewhere.pretend(monkeypatch):
+        there = torch.ones(3, device="cuda")
+        assert there.is_cuda
+        assert (there + 1).device.type == "cuda"
+        with pytest.raises(RuntimeError, match="tensors on two devices"):
+            there + torch.ones(3)
+        with pytest.raises(TypeError, match=r"use Tensor\.cpu"):
+            there.numpy()
+        assert torch.equal(there.cpu() + torch.ones(3), torch.full((3,), 2.0))
+        assert torch.ones(3).to(there).is_cuda
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_cuda_device_answers_as_the_cpu_does(question):
     ask = QUESTIONS[question]

@@ -286,10 +286,26 @@ def test_a_write_that_fails_leaves_the_file_before_it(x, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        learn_dictionary(x, 12, sparsity=0.3, steps=5, batch=32, checkpoint=path)
+    with pytest.warns(RuntimeWarning, match="could not be written .no space left"):  # and the training is not lost
+        found = learn_dictionary(x, 12, sparsity=0.3, steps=5, batch=32, checkpoint=path)
+    assert torch.equal(found, learn_dictionary(x, 12, sparsity=0.3, steps=5, batch=32))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_first_step(x, tmp_path):
+    def never(*_):
+        raise AssertionError("a step was taken")
+
+    (tmp_path / "file").write_text("")
+    for path, why in ((tmp_path, "it is a folder"), (tmp_path / "file" / "below", "cannot be written")):
+        with pytest.raises(ValueError, match=f"checkpoint .*{why}"):
+            learn_dictionary(x, 12, sparsity=0.3, steps=3, batch=32, checkpoint=path, on_step=never)
+
+
+def test_a_training_that_goes_astray_says_so(x):
+    with pytest.raises(ValueError, match=r"training has gone astray: the objective of step \d+ is nan"):
+        learn_autoencoder(1e17 * x.float(), 12, sparsity=1e17, steps=20, rate=1e20)
 
 
 # --- refusals
@@ -298,10 +314,14 @@ def test_a_write_that_fails_leaves_the_file_before_it(x, tmp_path, monkeypatch):
 @pytest.mark.parametrize("learn", [learn_dictionary, learn_autoencoder, learn_ica])
 def test_what_cannot_be_learnt_from_is_refused(x, learn):
     more = {} if learn is learn_ica else {"sparsity": 0.1}
-    with pytest.raises(ValueError, match=f"{learn.__name__} needs floating-point patches"):
+    with pytest.raises(ValueError, match=f"{learn.__name__} needs float32 or float64 patches"):
         learn(x.long(), 4, **more)
-    with pytest.raises(ValueError, match="floating-point patches"):
+    with pytest.raises(ValueError, match="float32 or float64 patches"):
         learn(x[0], 4, **more)
+    with pytest.raises(ValueError, match="float32 or float64 patches"):
+        learn(x.half(), 4, **more)
+    with pytest.raises(ValueError, match="so large that their squares overflow"):
+        learn(1e25 * x.float(), 4, **more)
     broken = x.clone()
     broken[3, 4] = torch.nan
     with pytest.raises(ValueError, match="got 1 of 300 with NaN or infinity"):

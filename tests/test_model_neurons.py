@@ -392,6 +392,25 @@ def test_single_precision_models_answer_in_double(generator):
         assert model(normal(2, 2, 4, generator=generator)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("model", [Straight(torch.ones(4)), OutwardBent(torch.ones(4))])
+def test_the_essays_pair_follows_the_input_and_refuses_another(generator, model):
+    x = normal(3, 4, generator=generator)
+    assert model(x).dtype == torch.float64
+    torch.testing.assert_close(model(x.float()), model(x).float())
+    for bad in (x[:, :3], x[0], x.long()):
+        with pytest.raises(ValueError, match=r"expected floating-point inputs of shape \(case, 4\), as phi is, got"):
+            model(bad)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.5])
+def test_normalised_responses_to_huge_drives_are_shares_not_nan(exponent):
+    drive = torch.tensor([[1e30, 1e30], [3e30, -1e30], [1e-30, 0.0]])
+    told = DivisiveNormalization(exponent=exponent)(drive)
+    part = 3**exponent / (3**exponent + 1)
+    torch.testing.assert_close(told[:2], torch.tensor([[0.5, 0.5], [part, 0.0]]))
+    assert (told[2] >= 0).all()
+
+
 # --- what makes no sense
 
 ONE = torch.ones(2, 3)

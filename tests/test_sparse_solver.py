@@ -136,6 +136,31 @@ def test_a_convolutional_code_is_the_dense_one_of_all_shifts(kernels, pictures, 
     assert again.activity.dtype == again.residual.dtype == torch.float32
 
 
+@both
+def test_convolutional_codes_of_low_sparsity_are_found_or_missed_case_by_case(generator, rectified):
+    """More active units than numbers: no set of them can be tried, and steps have to go on."""
+    kernels, pictures = normal(3, 1, 3, 3, generator=generator), normal(4, 1, 6, 6, generator=generator)
+    found = ConvLCA(kernels, sparsity=0.01, rectified=rectified).code(pictures)
+    assert found.converged.all()
+    assert (found.residual < 1e-10).all()
+    bright = ConvLCA(torch.ones(2, 1, 5, 5), sparsity=0.1).code(torch.ones(2, 1, 12, 12))  # equal kernels
+    assert bright.converged.all()
+
+
+def test_no_pictures_have_no_codes(kernels, pictures):
+    model = ConvLCA(kernels, sparsity=0.4)
+    assert model(pictures[:0]).shape == (0, *model(pictures).shape[1:])
+    assert model.code(pictures[:0]).residual.shape == (0,)
+    assert model.dynamics(pictures[:0], 3, 10.0).activity.shape[:2] == (4, 0)
+
+
+def test_a_convolutional_code_has_a_batched_jacobian(kernels, pictures):
+    model = ConvLCA(kernels, sparsity=0.4)
+    one_by_one = torch.autograd.functional.jacobian(model, pictures[:1])
+    at_once = torch.autograd.functional.jacobian(model, pictures[:1], vectorize=True)
+    torch.testing.assert_close(at_once, one_by_one)
+
+
 def test_pictures_of_another_size_are_coded_by_the_same_kernels(kernels, generator):
     """A picture that is moved has a code that is moved."""
     model, small = ConvLCA(kernels, sparsity=2.0), normal(2, 2, 3, 4, generator=generator)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from isoresponse._fields import axes
-from isoresponse.crossing import Problem
+from isoresponse.crossing import Problem, as_levels
 from isoresponse.loop import Status, failed, mark, status_tensor
 from isoresponse.neuron import Box, Neuron, require_inputs
 from isoresponse.norms import INF, nearest_in_plane, require_norm, size
@@ -262,22 +262,19 @@ def certify_level(
     net, start, room = _read(module, x, box, norm, radii)
     if isinstance(unit, bool) or not isinstance(unit, int) or not 0 <= unit < len(net.biases[-1]):
         raise ValueError(f"unit must be a whole number in 0..{len(net.biases[-1]) - 1}, got {unit!r}.")
-    levels = torch.as_tensor(level, dtype=torch.float64, device=x.device)
-    if levels.shape not in ((), (1,), (len(x),)):
-        raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
-    levels = levels.expand(len(x))
-    if not bool(torch.isfinite(levels).all()):
-        raise ValueError("level must be finite, got NaN or infinity.")
+    levels = as_levels(level, len(x), start)
+    unknown = levels.isnan()
     here = net.scores(start)[:, unit]
     sign = torch.where(
         levels >= here, -torch.ones_like(here), torch.ones_like(here)
     )  # the margin falls towards the level
     read = sign[:, None] * net.weights[-1][unit]
-    ask = Margins(net, start, read, sign * (net.biases[-1][unit] - levels), *room, norm)
-    lower, exact = lower_bounds(ask, radii)
+    offset = sign * (net.biases[-1][unit] - torch.where(unknown, here, levels))
+    lower, exact = lower_bounds(Margins(net, start, read, offset, *room, norm), radii)
     status = mark(
-        status_tensor(Status.DONE, here), (here == levels, Status.ALREADY), (~torch.isfinite(here), Status.NOT_FINITE)
-    )
+        status_tensor(Status.DONE, here), (here == levels, Status.ALREADY),
+        (~torch.isfinite(here) | unknown, Status.NOT_FINITE),
+    )  # fmt: skip
     already = status == int(Status.ALREADY)
     method = "Hessian bound" if net.activations else "straight contours"
     return _certificate(

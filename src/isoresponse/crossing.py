@@ -98,18 +98,7 @@ class Problem:
         neuron.require_inputs(x)
         require_norm(norm)
         x = x.detach()
-        try:
-            levels = torch.as_tensor(level, dtype=x.dtype, device=x.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"level must be a number or a tensor of shape ({len(x)},), got {type(level).__name__}; give the response to "
-                "reach, in response units."
-            ) from error
-        if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, len(x))):
-            raise ValueError(f"level must be a number or have shape ({len(x)},), got {tuple(levels.shape)}.")
-        if not bool(torch.isfinite(levels).all()):
-            raise ValueError("level must be finite, got NaN or infinity.")
-        start, levels = x.flatten(1), levels.expand(len(x))
+        start, levels = x.flatten(1), as_levels(level, len(x), x)
         flat = flatten(neuron, start)
         here = flat.value(start)
         if here.dtype != x.dtype:
@@ -234,6 +223,28 @@ def cross_ray(
     found = f_high > 0
     point = problem.clip(problem.start + high[:, None] * direction)
     return point, found, spent
+
+
+def as_levels(level: object, cases: int, like: Tensor) -> Tensor:
+    """Levels (case,) in the dtype and on the device of `like`, from a number or one per case.
+
+    NaN in some cases only, as where a model has no answer, is theirs to report. Raises ValueError for infinite levels, or NaN in
+    every case, or another shape; TypeError for what is no number.
+    """
+    try:
+        levels = torch.as_tensor(level, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"level must be a number or a tensor of shape ({cases},), got {type(level).__name__}; give the response to reach, "
+            "in response units."
+        ) from error
+    if levels.ndim > 1 or (levels.ndim == 1 and len(levels) not in (1, cases)):
+        raise ValueError(f"level must be a number or have shape ({cases},), got {tuple(levels.shape)}.")
+    if bool(torch.isinf(levels).any()):
+        raise ValueError("level must be finite, got infinity; give a response that can be reached.")
+    if bool(torch.isnan(levels).all()):
+        raise ValueError("level must be finite, got NaN in every case; does the model answer to these inputs?")
+    return levels.expand(cases)
 
 
 def require_settings(name: str, most: int, rtol: float) -> None:

@@ -219,7 +219,7 @@ def _gradient_step(
         (ended, Status.FLAT),
         ((ended & walled) | ~free, Status.BLOCKED),
         ((gradient == 0).all(1), Status.FLAT),
-        (~torch.isfinite(gradient).all(1), Status.NOT_FINITE),
+        (~(torch.isfinite(gradient).all(1) & torch.isfinite(total)), Status.NOT_FINITE),
         (knot == knots, Status.DONE),
     )
     travelled = s.travelled + torch.where(ok, length, torch.zeros_like(length))

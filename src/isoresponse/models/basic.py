@@ -8,6 +8,7 @@ them is due to bending. For such pairs of any neuron see `models.matched`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -143,7 +144,7 @@ class Straight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Responses (case,) to inputs (case, n)."""
-        return x @ self.phi
+        return x @ _along(self.phi, x)
 
 
 class OutwardBent(nn.Module):
@@ -170,16 +171,27 @@ class OutwardBent(nn.Module):
 
     def __init__(self, phi: Tensor, *, bend: float = 1.0, width: float = 0.5) -> None:
         super().__init__()
-        if not (bend >= 0 and width > 0):
-            raise ValueError(f"OutwardBent needs bend >= 0 and width > 0, got bend={bend} and width={width}.")
+        if not (0 <= bend < math.inf and 0 < width < math.inf):
+            raise ValueError(f"OutwardBent needs a finite bend >= 0 and width > 0, got bend={bend} and width={width}.")
         self.register_buffer("phi", _unit(phi))
         self.bend, self.width = bend, width
 
     def forward(self, x: Tensor) -> Tensor:
         """Responses (case,) to inputs (case, n)."""
-        along = x @ self.phi
-        across = (x - along[:, None] * self.phi).square().sum(1)
+        phi = _along(self.phi, x)
+        along = x @ phi
+        across = (x - along[:, None] * phi).square().sum(1)
         return along - self.bend * (torch.sqrt(self.width**2 + across) - self.width)
+
+
+def _along(phi: Tensor, x: Tensor) -> Tensor:
+    """`phi` (n,) in the dtype of inputs (case, n), or the reason why they are none."""
+    if x.ndim != 2 or x.shape[1] != len(phi) or not x.is_floating_point():
+        raise ValueError(
+            f"expected floating-point inputs of shape (case, {len(phi)}), as phi is, got {x.dtype} {tuple(x.shape)}; convert or "
+            "reshape the input."
+        )
+    return phi.to(x)
 
 
 def _unit(phi: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,12 +61,20 @@ def run_steps(
     Raises
     ------
     ValueError
-        A checkpoint that cannot be read, is damaged, belongs to another training or has gone further. The file stays.
+        A checkpoint that cannot be read or written, is damaged, belongs to another training or has gone further (the file
+        stays); an objective that is not finite.
+
+    Warns
+    -----
+    RuntimeWarning
+        A checkpoint that cannot be written any more. The training goes on.
     """
     if steps < 1 or every < 1:
         raise ValueError(f"a training needs steps and every of at least one, got steps={steps} and every={every}.")
     generator = generator or Generator().manual_seed(0)
     checkpoint = None if checkpoint is None else Path(checkpoint)
+    if checkpoint is not None:
+        _require_place(checkpoint)
     described = json.dumps(dict(settings, seed=generator.initial_seed()), sort_keys=True)
     if checkpoint is not None and checkpoint.exists():
         state, done = _read(checkpoint, described, generator)
@@ -81,16 +91,20 @@ def run_steps(
     try:
         while done < steps:
             state, objective = step(at[0], done, generator)
+            if not math.isfinite(objective):
+                raise ValueError(
+                    f"training has gone astray: the objective of step {done + 1} is {objective}; give patches of another scale, "
+                    "or a smaller rate."
+                )
             at = (_as_read(state), done + 1, generator.get_state())
             done += 1
-            if checkpoint is not None and done % every == 0 and done < steps:
-                _write(checkpoint, at, described)
+            if checkpoint is not None and done % every == 0 and done < steps and _kept(checkpoint, at, described):
                 written = done
             if on_step is not None:
                 on_step(done, steps, objective)
     finally:
         if checkpoint is not None and written != at[1]:
-            _write(checkpoint, at, described)
+            _kept(checkpoint, at, described)
     return at[0]
 
 
@@ -135,19 +149,54 @@ def fingerprint(values: Tensor) -> str:
     return hashlib.sha256(values.detach().cpu().contiguous().numpy().data).hexdigest()[:12]
 
 
+def _require_place(path: Path) -> None:
+    """Raise a ValueError, before anything is computed, where a checkpoint could not be written."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _beside(path) as part:
+            part.touch()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"checkpoint {path} cannot be written ({reason}); give a file in a folder that can be."
+        ) from error
+
+
+def _kept(path: Path, at: tuple[State, int, Tensor], described: str) -> bool:
+    """Whether the checkpoint could be written; a full disk must not cost the training."""
+    try:
+        _write(path, at, described)
+    except OSError as error:
+        warnings.warn(
+            f"checkpoint {path} could not be written ({error}); what it held stays.", RuntimeWarning, stacklevel=3
+        )
+        return False
+    return True
+
+
 def _write(path: Path, at: tuple[State, int, Tensor], described: str) -> None:
     """Write beside the target and rename: at every moment there is one whole file."""
     state, done, random = at
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()} | {RANDOM: random}
     about = {"done": str(done), "settings": described, "digest": _digest(tensors, str(done), described)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / "part"
+    with _beside(path) as part:
         with open(part, "wb") as file:
             file.write(save(tensors, metadata=about))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A hidden file next to `path`, always the same one, so that a process that was killed leaves no more than one."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read(path: Path, described: str, generator: Generator) -> tuple[State, int]:

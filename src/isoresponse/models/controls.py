@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
+from math import log, prod
 from pathlib import Path
 
 import torch
@@ -41,17 +41,28 @@ class Autoencoder(nn.Module):
                 "Autoencoder needs encoder and decoder (n, units) and bias (units,), got "
                 f"{tuple(encoder.shape)}, {tuple(decoder.shape)} and {tuple(bias.shape)}."
             )
+        for name, weights in (("encoder", encoder), ("bias", bias), ("decoder", decoder)):
+            if not weights.is_floating_point() or not bool(weights.isfinite().all()):
+                raise ValueError(
+                    f"Autoencoder needs finite floating-point weights, got others in its {name}; convert or remove them."
+                )
         self.register_buffer("encoder", encoder)
         self.register_buffer("bias", bias)
         self.register_buffer("decoder", decoder)
 
     def forward(self, x: Tensor) -> Tensor:
         """Activities (case, units) of inputs (case, *shape)."""
-        return (x.flatten(1) @ self.encoder + self.bias).relu()
+        n = len(self.encoder)
+        if x.ndim < 2 or prod(x.shape[1:]) != n or not x.is_floating_point():
+            raise ValueError(
+                f"expected floating-point inputs (case, ...) of {n} numbers each, as the encoder has rows, got {x.dtype} "
+                f"{tuple(x.shape)}; convert or reshape the input."
+            )
+        return (x.reshape(len(x), n) @ self.encoder.to(x) + self.bias.to(x)).relu()
 
     def decode(self, activity: Tensor) -> Tensor:
         """What the activities (case, units) stand for, (case, n)."""
-        return activity @ self.decoder.T
+        return activity @ self.decoder.to(activity).T
 
 
 def learn_autoencoder(

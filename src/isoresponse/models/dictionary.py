@@ -54,8 +54,8 @@ def learn_dictionary(
     Raises
     ------
     ValueError
-        Patches that are not finite, of floating point and (case, ...), or fewer patches that vary than units; numbers
-        out of range; a checkpoint that is damaged or of another training.
+        Patches that are not finite, float32 or float64 and (case, ...), or fewer of them that are not zero than units; numbers
+        out of range; a checkpoint that is damaged, of another training or cannot be written.
 
     Notes
     -----
@@ -141,14 +141,21 @@ def infer(x: Tensor, dictionary: Tensor, sparsity: float, rectified: bool) -> Te
 
 def flat(patches: Tensor, asker: str) -> Tensor:
     """Patches (case, n), or the reason why they cannot be learnt from."""
-    if not patches.is_floating_point() or patches.ndim < 2 or 0 in patches.shape:
+    if not isinstance(patches, Tensor):
+        raise TypeError(
+            f"{asker} needs a tensor of patches (case, ...), got {type(patches).__name__}; use torch.as_tensor."
+        )
+    if patches.dtype not in (torch.float32, torch.float64) or patches.ndim < 2 or 0 in patches.shape:
         raise ValueError(
-            f"{asker} needs floating-point patches (case, ...), got {patches.dtype} {tuple(patches.shape)}; convert or "
+            f"{asker} needs float32 or float64 patches (case, ...), got {patches.dtype} {tuple(patches.shape)}; convert or "
             "reshape them."
         )
     x = patches.detach().flatten(1)
-    if bad := int((~x.isfinite()).any(1).sum()):
-        raise ValueError(f"{asker} needs finite patches, got {bad} of {len(x)} with NaN or infinity; remove them.")
+    if bad := int((~x.norm(dim=1).square().isfinite()).sum()):
+        raise ValueError(
+            f"{asker} needs finite patches, got {bad} of {len(x)} with NaN or infinity, or so large that their squares "
+            f"overflow in {x.dtype}; remove or scale them."
+        )
     if not bool(x.any()):
         raise ValueError(f"{asker} needs patches that are not all zero, got {len(x)} that are; give others.")
     return x

@@ -294,7 +294,7 @@ class ConvLCA(SparseCoder):
                 f"ConvLCA needs float32 or float64 pictures (case, {channels}, height, width) of at least {height} x "
                 f"{width} pixels, as its kernels are, got {x.dtype} {tuple(x.shape)}; convert or reshape them."
             )
-        return x.double().flatten(1)
+        return x.double().reshape(len(x), prod(x.shape[1:]))
 
     def _elements(self, x: Tensor) -> Elements:
         key, size = (x.device, *x.shape[2:]), (x.shape[2], x.shape[3])

@@ -145,7 +145,8 @@ class Shifted:
 
     def drive(self, x: Tensor) -> Tensor:
         """Inner products (case, count) with x (case, n)."""
-        return F.conv2d(x.view(len(x), -1, *self.size), self.kernels, stride=self.stride).flatten(1)
+        pictures = x.view(len(x), self.kernels.shape[1], *self.size)
+        return F.conv2d(pictures, self.kernels, stride=self.stride).reshape(len(x), self.count)
 
     def climb(self, activity: Tensor, x: Tensor) -> Tensor:
         """Activity plus the drive of x, in a new tensor."""
@@ -153,10 +154,11 @@ class Shifted:
 
     def sum(self, activity: Tensor) -> Tensor:
         """Weighted sum (case, n)."""
-        codes = activity.view(len(activity), -1, *self.positions)
+        codes = activity.view(len(activity), len(self.kernels), *self.positions)
         covered = F.conv_transpose2d(codes, self.kernels, stride=self.stride)
         rows, columns = (a - b for a, b in zip(self.size, covered.shape[2:], strict=True))
-        return F.pad(covered, (0, columns, 0, rows)).flatten(1)  # pixels that no position reaches
+        whole = F.pad(covered, (0, columns, 0, rows))  # pixels that no position reaches
+        return whole.reshape(len(activity), self.n)
 
     def inhibition(self, unit: Tensor) -> Tensor:
         """Inner products (case, k, k) among units (case, k)."""

@@ -235,9 +235,11 @@ class DivisiveNormalization(nn.Module):
                 f"{drive.dtype} {tuple(drive.shape)}; put Linear or EnergyModel before it, with one unit per row of the pool."
             )
         relative = drive / self.semi_saturation
+        largest = relative.detach().abs().amax(1, keepdim=True).clamp_min(1)  # so that no power overflows
+        relative = relative / largest
         power = _power(relative, self.exponent)
         total = power @ pool.to(drive).T if isinstance(pool, Tensor) else pool * power.sum(1, keepdim=True)
-        return _power(relative.clamp_min(0), self.exponent) / (1 + total)
+        return _power(relative.clamp_min(0), self.exponent) / (largest**-self.exponent + total)
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
