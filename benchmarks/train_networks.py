@@ -29,7 +29,8 @@ from isoresponse.models import digits
 from isoresponse.models.data import Data
 from isoresponse.models.dictionary import learn_dictionary
 from isoresponse.models.networks import behind_lca, cnn, mlp, train_head
-from isoresponse.models.training import Adversarial, cached, fit, natural, robust_accuracy
+from isoresponse.models.robustness import Adversarial, robust_accuracy
+from isoresponse.models.training import cached, fit, natural
 
 VERSION = 1  # raised whenever a recipe changes, so that old caches are not used
 RADIUS = {"mnist": 0.1, "cifar": 4 / 255}

@@ -27,16 +27,8 @@ from torch import Generator, Tensor, nn
 from isoresponse.models import digits
 from isoresponse.models.digits import Data
 from isoresponse.models.lca import LCA
-from isoresponse.models.training import (
-    Adversarial,
-    IntervalBound,
-    Loss,
-    cached,
-    certified_accuracy,
-    fit,
-    natural,
-    robust_accuracy,
-)
+from isoresponse.models.robustness import Adversarial, IntervalBound, certified_accuracy, robust_accuracy
+from isoresponse.models.training import Loss, cached, fit, natural
 
 VERSION = 1  # raised whenever a recipe changes, so that old caches are not used
 UNITS, SPARSITY = 256, 0.5  # of the sparse code: units that compete, and their threshold (an image has length 9)

@@ -14,7 +14,8 @@ from isoresponse.models.data import load_images, load_labels
 from isoresponse.models.dictionary import learn_dictionary
 from isoresponse.models.lca import LCA
 from isoresponse.models.networks import behind_lca, cnn, mlp, outputs, train_head
-from isoresponse.models.training import Adversarial, fit, robust_accuracy
+from isoresponse.models.robustness import Adversarial, robust_accuracy
+from isoresponse.models.training import fit
 
 DATA = Path(os.environ.get("ISORESPONSE_DATA") or Path(__file__).parents[2] / "shared" / "data")
 

@@ -5,20 +5,19 @@ import itertools
 import pytest
 import torch
 from analytic import normal, uniform
-from torch import nn
+from torch import Generator, nn
 
 from isoresponse.models import digits as zoo
-from isoresponse.models.training import (
+from isoresponse.models.digits import accuracy
+from isoresponse.models.robustness import (
     Adversarial,
     IntervalBound,
-    cached,
     certified_accuracy,
-    fit,
-    natural,
     pgd,
     robust_accuracy,
     worst_logits,
 )
+from isoresponse.models.training import cached, fit, natural
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -169,9 +168,9 @@ def test_one_step_of_the_adversarial_loss_is_fast_gradient_sign(images, labels):
 # --- the loop
 
 
-def digits_net():
+def digits_net(seed=0):
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
@@ -229,9 +228,111 @@ def test_weights_are_kept(digits, tmp_path):
 
 
 def test_training_needs_cases_labels_and_epochs(images, labels):
-    with pytest.raises(ValueError, match="one label per image, got 5 images and 4 labels"):
+    with pytest.raises(ValueError, match="one label per image, got 5 images and labels of shape"):
         fit(tiny(), images, labels[:4], epochs=1)
-    with pytest.raises(ValueError, match="got 0 images and 0 labels"):
+    with pytest.raises(ValueError, match="got 0 images and labels of shape"):
         fit(tiny(), images[:0], labels[:0], epochs=1)
-    with pytest.raises(ValueError, match="one image per batch, got epochs=0, batch=128"):
+    with pytest.raises(ValueError, match=r"epochs and batch of at least one, .* got epochs=0, batch=128"):
         fit(tiny(), images, labels, epochs=0)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.\d+, as the network has \d+ classes, got 0\.\.99"):
+        fit(tiny(), images, labels.clone().index_fill(0, torch.tensor([1]), 99), epochs=1)
+    with pytest.raises(ValueError, match=r"labels must be whole numbers, got torch\.float32"):
+        fit(tiny(), images, labels.float(), epochs=1)
+    with pytest.raises(ValueError, match=r"the images are torch.* but the network's weights are"):
+        fit(tiny().half(), images, labels, epochs=1)
+
+
+def test_images_that_are_not_finite_do_not_reach_the_weights(images, labels):
+    net = tiny()
+    before = [p.clone() for p in net.parameters()]
+    broken = images.clone()
+    broken[2, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="images must be finite, got 1 of 5 with NaN or infinity"):
+        fit(net, broken, labels, epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def losses():
+    """A loss that draws nothing, and one that draws from a generator of its own."""
+    return [natural, Adversarial(0.05, steps=1, generator=Generator().manual_seed(5))]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("batches", [0, 3, 7])
+def test_an_interrupted_training_resumes_to_the_same_weights(digits, tmp_path, which, batches):
+    some = digits.train[0][:96], digits.train[1][:96]
+    settings = {"epochs": 4, "batch": 32}
+    whole = digits_net()
+    fit(whole, *some, losses()[which], **settings)
+
+    class Stopped(Exception):
+        """Somebody pressed a key."""
+
+    def stops(loss):
+        seen = []
+
+        def stopping(net, x, y, progress):
+            seen.append(progress)
+            if len(seen) > batches:
+                raise Stopped
+            return loss(net, x, y, progress)
+
+        return stopping
+
+    path, half = tmp_path / "half.safetensors", digits_net()
+    first = losses()[which]
+    stopping = stops(first)
+    stopping.generator = getattr(first, "generator", None)
+    stopping.__qualname__ = "loss"
+    with pytest.raises(Stopped):
+        fit(half, *some, stopping, **settings, checkpoint=path)
+    assert not half.training
+    again, second = digits_net(seed=9), losses()[which]  # another process, other weights to begin with
+
+    def going(net, x, y, progress):
+        return second(net, x, y, progress)
+
+    going.generator = getattr(second, "generator", None)
+    going.__qualname__ = "loss"
+    epochs = []
+    fit(again, *some, going, **settings, checkpoint=path, on_epoch=lambda done, _: epochs.append(done))
+    assert epochs == list(range(batches // 3 + 1, 5))
+    for p, q in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_checkpoint_of_another_training_is_refused(digits, tmp_path):
+    some, path = (digits.train[0][:64], digits.train[1][:64]), tmp_path / "net.safetensors"
+    fit(digits_net(), *some, Adversarial(0.05), epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match=r"belongs to another training, with loss Adversarial\(eps=0\.05, .*eps=0\.1"):
+        fit(digits_net(), *some, Adversarial(0.1), epochs=1, checkpoint=path)
+    with pytest.raises(ValueError, match=r"belongs to another training, with epochs 1 \(now 2\)"):
+        fit(digits_net(), *some, Adversarial(0.05), epochs=2, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda *_: Adversarial(-0.1), "eps must be a radius, zero or positive and finite, got -0.1"),
+        (lambda *_: Adversarial(float("nan")), "eps must be a radius"),
+        (lambda *_: Adversarial(0.1, steps=0), "at least one step of a positive size, got steps=0"),
+        (lambda *_: Adversarial(0.1, ramp=2.0), "ramp must be a share of the training"),
+        (lambda *_: IntervalBound(0.1, kappa=3.0), "kappa in .0, 1. and a ramp"),
+        (lambda *_: IntervalBound(0.1, ramp=(0.6, 0.1)), "kappa in .0, 1. and a ramp"),
+        (lambda n, x, y: robust_accuracy(n, x, y, -0.5), "eps must be a radius"),
+        (lambda n, x, y: robust_accuracy(n, x, y, 0.1, restarts=0), "restarts must be at least one, got 0"),
+        (lambda n, x, y: robust_accuracy(n, x * torch.nan, y, 0.1), "images must hold values in"),
+        (lambda n, x, y: certified_accuracy(n, x, y, -0.5), "eps must be a radius"),
+        (lambda n, x, y: certified_accuracy(n, 255 * x, y, 0.1), "images must hold values in"),
+        (lambda n, x, y: accuracy(n, x[:0], y[:0]), "one label per image, got 0 images"),
+    ],
+)
+def test_accuracies_and_losses_refuse_what_makes_no_sense(images, labels, ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(tiny(), images, labels)
+
+
+def test_an_answer_of_nan_is_no_right_answer(images):
+    net = tiny()
+    net[-1].bias.data[:] = torch.nan
+    assert accuracy(net, images, torch.zeros(5, dtype=torch.int64)) == 0

@@ -1,6 +1,6 @@
 """A training that can be interrupted: steps from one set of named tensors to the next, kept on the disk.
 
-`run_steps` is the loop of every learner that has no labels. Where it stopped is all in the file: tensors, number of steps
+`run_steps` is the loop of every learner. Where it stopped is all in the file: tensors, number of steps
 and the state of the random numbers. So a training that was interrupted and resumed ends with the same bits.
 """
 
@@ -93,7 +93,7 @@ def run_steps(
             state, objective = step(at[0], done, generator)
             if not math.isfinite(objective):
                 raise ValueError(
-                    f"training has gone astray: the objective of step {done + 1} is {objective}; give patches of another scale, "
+                    f"training has gone astray: the objective of step {done + 1} is {objective}; give inputs of another scale, "
                     "or a smaller rate."
                 )
             at = (_as_read(state), done + 1, generator.get_state())

@@ -1,14 +1,12 @@
-"""Training of small classifiers: as they are, against their own adversary, or against interval bounds.
+"""Training of small classifiers: one loop, which can be interrupted, for any loss of a network, images and labels.
 
-One loop, `fit`, and three losses for it: `natural`, `Adversarial` and `IntervalBound`. The robust ones are the decisive
-cases for a search for the closest adversary: units are dead or saturated, and gradients say little about the boundary.
-Images hold values in [0, 1]; `eps` is a radius in the L-infinity norm.
+`natural` is the ordinary loss; those that make networks robust are in `models.robustness`. Images hold values in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -16,85 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
+from isoresponse.models.checkpoint import State, fingerprint, run_steps
 from isoresponse.models.digits import Data, _cache_file, _save
 
 Loss = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 WARM_UP = 0.1  # share of the steps in which the learning rate rises from zero
-CHUNK = 1000  # images at a time where a whole test set is asked about
 
 
 def natural(net: nn.Module, images: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
     """Mean cross-entropy of the images as they are."""
     return nn.functional.cross_entropy(net(images), labels)
-
-
-@dataclass(frozen=True)
-class Adversarial:
-    """Mean cross-entropy at the ends of a few steps of signed gradient ascent inside the ball of radius `eps`.
-
-    Parameters
-    ----------
-    eps
-        Radius; it grows from 0 to this value while training progresses from 0 to `ramp`.
-    steps
-        One is the fast gradient sign method from a random start, which may overfit to its one step: measure with `pgd`.
-    size
-        Length of a step relative to `eps`; None stands for 1.25 with one step and 2.5 / steps with more.
-    ramp
-        Share of the training after which `eps` is full.
-    generator
-        Source of the random starts.
-
-    Notes
-    -----
-    Madry, Makelov, Schmidt, Tsipras & Vladu (2018), ICLR; one step: Wong, Rice & Kolter (2020), ICLR.
-    """
-
-    eps: float
-    steps: int = 1
-    size: float | None = None
-    ramp: float = 0.0
-    generator: Generator | None = None
-
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
-        """The loss of one batch at a given progress of the training in [0, 1]."""
-        eps = self.eps * _grown(progress, 0.0, self.ramp)
-        size = self.size if self.size is not None else 1.25 if self.steps == 1 else None
-        worst = pgd(net, images, labels, eps, steps=self.steps, size=size, generator=self.generator)
-        return nn.functional.cross_entropy(net(worst), labels)
-
-
-@dataclass(frozen=True)
-class IntervalBound:
-    """kappa times the natural loss plus (1 - kappa) times the cross-entropy of the worst logits that intervals allow.
-
-    Parameters
-    ----------
-    eps
-        Radius reached at the end of the ramp. A little more than the radius of interest certifies more at that radius.
-    kappa
-        Weight of the natural loss at the end of the ramp; it starts at 1.
-    ramp
-        Shares of the training between which `eps` grows from 0 and `kappa` falls from 1.
-
-    Notes
-    -----
-    Gowal, Dvijotham, Stanforth, Bunel, Qin, Uesato, Arandjelovic, Mann & Kohli (2018), arXiv:1810.12715.
-    """
-
-    eps: float
-    kappa: float = 0.5
-    ramp: tuple[float, float] = (0.1, 0.6)
-
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor, progress: float = 1.0) -> Tensor:
-        """The loss of one batch at a given progress of the training in [0, 1]."""
-        share = _grown(progress, *self.ramp)
-        kappa = 1 - (1 - self.kappa) * share
-        loss = kappa * natural(net, images, labels)
-        if share > 0:
-            worst = worst_logits(net, images, labels, self.eps * share)
-            loss = loss + (1 - kappa) * nn.functional.cross_entropy(worst, labels)
-        return loss
 
 
 def fit(
@@ -109,9 +38,10 @@ def fit(
     hold: float = 0.5,
     augment: Callable[[Tensor, Generator], Tensor] | None = None,
     generator: Generator | None = None,
+    checkpoint: Path | None = None,
     on_epoch: Callable[[int, int], object] | None = None,
 ) -> None:
-    """None; `net` is trained in place with Adam, its gradients' norm kept below 10.
+    """None; `net` is trained in place with Adam, its gradients' norm kept below 10, and is in eval mode however it ends.
 
     Parameters
     ----------
@@ -125,13 +55,17 @@ def fit(
         Function of (images, generator) applied to every batch.
     generator
         Source of the order of the cases and of `augment`; None stands for a generator with seed 0.
+    checkpoint
+        File from which to go on where it exists, written after every epoch. A training that was interrupted and resumed ends
+        with the same bits, if `loss` draws from a `generator` of its own or not at all.
     on_epoch
         Called with (epochs done, epochs in all).
 
     Raises
     ------
     ValueError
-        Images and labels of different number, or none; epochs or batch below one.
+        Images that are not finite or labels that the network has no class for, of different number or none; numbers out of
+        range; a checkpoint that is damaged, of another training or cannot be written; a loss that is no longer finite.
 
     Examples
     --------
@@ -143,135 +77,111 @@ def fit(
     >>> float((net(x).argmax(1) == (x[:, 0] > x[:, 1])).float().mean()) > 0.95
     True
     """
-    if len(images) != len(labels) or not len(images):
-        raise ValueError(f"fit needs one label per image, got {len(images)} images and {len(labels)} labels.")
-    if epochs < 1 or batch < 1:
-        raise ValueError(f"fit needs at least one epoch and one image per batch, got epochs={epochs}, batch={batch}.")
-    generator = generator or Generator().manual_seed(0)
+    if epochs < 1 or batch < 1 or not (0 < rate < float("inf") and 0 <= hold <= 1):
+        raise ValueError(
+            f"fit needs epochs and batch of at least one, a positive rate and a hold in [0, 1], got epochs={epochs}, "
+            f"batch={batch}, rate={rate}, hold={hold}."
+        )
+    labels = _classes_of(net, images, labels)
     optimizer = torch.optim.Adam(net.parameters(), rate)
-    steps, step = epochs * -(-len(images) // batch), 0
-    net.train()
-    for epoch in range(epochs):
-        for index in torch.randperm(len(images), generator=generator).split(batch):
-            progress = step / steps
-            optimizer.param_groups[0]["lr"] = rate * min(_grown(progress, 0, WARM_UP), 1 - _grown(progress, hold, 1))
+    each = -(-len(images) // batch)
+
+    def epoch(state: State, done: int, generator: Generator) -> tuple[State, float]:
+        _restore(state, net, optimizer, loss)
+        net.train()
+        total = torch.zeros((), device=images.device)
+        for step, index in enumerate(torch.randperm(len(images), generator=generator).split(batch), done * each):
+            progress = step / (epochs * each)
+            optimizer.param_groups[0]["lr"] = rate * min(grown(progress, 0, WARM_UP), 1 - grown(progress, hold, 1))
             x = images[index] if augment is None else augment(images[index], generator)
             value = loss(net, x, labels[index], progress)
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 10.0)
             optimizer.step()
-            step += 1
-        if on_epoch is not None:
-            on_epoch(epoch + 1, epochs)
-    net.eval()
+            total += value.detach()
+        return _snapshot(net, optimizer, loss), float(total) / each
+
+    settings: dict[str, object] = {
+        "learner": "classifier",
+        "epochs": epochs,
+        "batch": batch,
+        "rate": rate,
+        "hold": hold,
+    }
+    if checkpoint is not None:
+        settings |= {
+            "loss": _named(loss),
+            "images": fingerprint(images),
+            "labels": fingerprint(labels),
+            "net": str(net),
+        }
+    try:
+        done = run_steps(
+            lambda _: _snapshot(net, optimizer, loss), epoch, steps=epochs, generator=generator, device=images.device,
+            settings=settings, checkpoint=checkpoint, every=1,
+            on_step=None if on_epoch is None else lambda done, every, _: on_epoch(done, every),
+        )  # fmt: skip
+        _restore(done, net, optimizer, loss)
+    finally:
+        net.eval()
 
 
-def pgd(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    steps: int = 40,
-    size: float | None = None,
-    generator: Generator | None = None,
-) -> Tensor:
-    """Images (case, ...) no further than `eps` from the given ones, at which the cross-entropy has been driven up.
-
-    The last point of signed gradient ascent from a uniformly random start, inside [0, 1]. A step is `size` times `eps`
-    long, 2.5 / steps if not given. It moves all pixels whatever the size of the gradient, but not where that is zero.
-
-    Notes
-    -----
-    Projected gradient descent of Madry, Makelov, Schmidt, Tsipras & Vladu (2018), ICLR.
-    """
-    low, high = (images - eps).clamp_min(0), (images + eps).clamp_max(1)
-    noise = torch.rand(images.shape, dtype=images.dtype, generator=generator).to(images.device)
-    x = torch.clamp(images + eps * (2 * noise - 1), low, high)
-    length = eps * (2.5 / steps if size is None else size)
-    for _ in range(steps):
-        x = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), labels, reduction="sum"), x)
-        x = torch.clamp(x.detach() + length * slope.sign(), low, high)
-    return x.detach()
+def _snapshot(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> State:
+    """All that the next epoch depends on, but for the generator of the order."""
+    state = {f"net {name}": value.detach().clone() for name, value in net.state_dict().items()}
+    for k, parameter in enumerate(net.parameters()):
+        moments = optimizer.state.get(parameter, {})
+        state |= {f"optimizer {k} {name}": value.clone() for name, value in moments.items()}
+    source = getattr(loss, "generator", None)
+    return state if source is None else state | {"generator of the loss": source.get_state()}
 
 
-def robust_accuracy(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    steps: int = 40,
-    restarts: int = 1,
-    generator: Generator | None = None,
-) -> float:
-    """Share of images that are classified as labelled and stay so at the ends of `restarts` runs of `pgd`."""
-    right = []
-    for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-        stays = net(x).argmax(1) == y
-        for _ in range(restarts):
-            stays &= net(pgd(net, x, y, eps, steps=steps, generator=generator)).argmax(1) == y
-        right.append(stays)
-    return float(torch.cat(right).double().mean())
+def _restore(state: State, net: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+    net.load_state_dict({name.removeprefix("net "): v for name, v in state.items() if name.startswith("net ")})
+    for k, parameter in enumerate(net.parameters()):
+        own = f"optimizer {k} "
+        moments = {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
+        optimizer.state[parameter] = {name: v.cpu() if v.ndim == 0 else v for name, v in moments.items()}
+    if "generator of the loss" in state:
+        loss.generator.set_state(state["generator of the loss"].cpu())  # type: ignore[attr-defined]
 
 
-def worst_logits(net: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """Upper bounds (case, class) of every logit minus the labelled one, over the L-infinity ball met with [0, 1].
-
-    A case whose bounds are all negative but its own, which is 0, keeps its class in the whole ball. Interval arithmetic
-    runs up to the last layer; that one, if linear, is met by its differences of classes, which is tighter.
-
-    Raises
-    ------
-    ValueError
-        A layer that is not Conv2d (padded with zeros), Linear, ReLU or Flatten, or a network that is not a chain.
-
-    Notes
-    -----
-    Gowal et al. (2018), arXiv:1810.12715, with the last layer elided.
-
-    Examples
-    --------
-    >>> import torch
-    >>> net = torch.nn.Linear(2, 2, bias=False)
-    >>> _ = net.weight.data.copy_(torch.eye(2))
-    >>> worst_logits(net, torch.tensor([[0.75, 0.25]]), torch.tensor([0]), 0.125).detach()
-    tensor([[ 0.0000, -0.2500]])
-    """
-    layers = list(_chain(net))
-    low, high = (images - eps).clamp_min(0), (images + eps).clamp_max(1)
-    center, radius = (high + low) / 2, (high - low) / 2
-    last = layers[-1] if layers else None
-    elided = isinstance(last, nn.Linear)
-    for layer in layers[:-1] if elided else layers:
-        center, radius = _interval(layer, center, radius)
-    own = labels[:, None]
-    if not isinstance(last, nn.Linear):
-        lowest = (center - radius).gather(1, own)
-        return (center + radius - lowest).scatter(1, own, 0.0)
-    weight = last.weight - last.weight[labels][:, None]  # (case, class, unit)
-    bound = (weight @ center[:, :, None] + weight.abs() @ radius[:, :, None])[:, :, 0]
-    return bound if last.bias is None else bound + (last.bias - last.bias[own])
+def _named(loss: Loss) -> str:
+    """What tells a loss from another one: its name, and its settings if it is a dataclass."""
+    if not is_dataclass(loss):
+        return str(getattr(loss, "__qualname__", type(loss).__qualname__))
+    told = [f"{f.name}={getattr(loss, f.name)}" for f in fields(loss) if f.name != "generator"]
+    return f"{type(loss).__qualname__}({', '.join(told)})"
 
 
-def certified_accuracy(net: nn.Module, images: Tensor, labels: Tensor, eps: float) -> float:
-    """Share of images that provably are classified as labelled everywhere within `eps`, by interval bounds.
-
-    A lower bound of what `robust_accuracy` estimates from above.
-
-    Raises
-    ------
-    ValueError
-        As `worst_logits`.
-    """
-    proven = []
+def _classes_of(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The labels (case,) as whole numbers, or the reason why a network cannot be trained on them."""
+    for what, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{what} must be a tensor, got {type(given).__name__}; use torch.as_tensor.")
+    if len(images) != len(labels) or not len(images) or labels.ndim != 1:
+        raise ValueError(
+            f"fit needs one label per image, got {len(images)} images and labels of shape {tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be whole numbers, got {labels.dtype}; convert them, e.g. labels.long().")
+    own = next((p for p in net.parameters() if p.is_floating_point()), None)
+    if own is not None and (own.dtype, own.device) != (images.dtype, images.device):
+        raise ValueError(
+            f"the images are {images.dtype} on {images.device} but the network's weights are {own.dtype} on {own.device}; "
+            "move one to the other."
+        )
+    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise ValueError(f"images must be finite, got {bad} of {len(images)} with NaN or infinity; remove them.")
     with torch.no_grad():
-        for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-            bound = worst_logits(net, x, y, eps).scatter(1, y[:, None], -1.0)  # its own is 0 and no rival
-            proven.append((bound < 0).all(1))
-    return float(torch.cat(proven).double().mean())
+        classes = net.eval()(images[:1]).shape[-1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must lie in 0..{classes - 1}, as the network has {classes} classes, got {low}..{high}."
+        )
+    return labels.long()
 
 
 def cached(
@@ -294,37 +204,6 @@ def cached(
     return found
 
 
-def _grown(progress: float, begin: float, end: float) -> float:
+def grown(progress: float, begin: float, end: float) -> float:
     """0 before `begin`, 1 after `end`, linear in between."""
     return 1.0 if progress >= end else max(0.0, (progress - begin) / (end - begin))
-
-
-def _chain(net: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a network, nested chains unfolded."""
-    if isinstance(net, nn.Sequential):
-        for part in net:
-            yield from _chain(part)
-    elif not isinstance(net, (nn.Linear, nn.ReLU, nn.Flatten)) and not (
-        isinstance(net, nn.Conv2d) and net.padding_mode == "zeros"
-    ):
-        raise ValueError(
-            "worst_logits needs a chain (Sequential) of Conv2d with zero padding, Linear, ReLU and Flatten, got "
-            f"{type(net).__name__}; interval bounds of other layers are not written down here."
-        )
-    else:
-        yield net
-
-
-def _interval(layer: nn.Module, center: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres and radii behind one layer."""
-    if isinstance(layer, nn.Conv2d):
-        spread = nn.functional.conv2d(
-            radius, layer.weight.abs(), None, layer.stride, layer.padding, layer.dilation, layer.groups
-        )
-        return layer(center), spread
-    if isinstance(layer, nn.Linear):
-        return layer(center), nn.functional.linear(radius, layer.weight.abs())
-    if isinstance(layer, nn.ReLU):
-        low, high = (center - radius).relu(), (center + radius).relu()
-        return (high + low) / 2, (high - low) / 2
-    return layer(center), layer(radius)  # Flatten
