@@ -377,3 +377,30 @@ def test_what_cannot_be_whitened_is_refused():
         whiten(torch.full((8, 8), 3.0))
     with pytest.raises(ValueError, match=r"positive cutoff and deviation, got 0.0 and 1.0"):
         whiten(torch.eye(8), cutoff=0.0)
+
+
+def test_arrays_of_another_byte_order_are_read(tmp_path):
+    images = np.arange(32, dtype=">f4").reshape(2, 4, 4) / 32
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(2, dtype=">i8"))
+    for name in ("a.npy", "a.npz"):
+        assert torch.equal(loaders.load_images(tmp_path / name)[:, 0], torch.from_numpy(images.astype("f4")))
+    assert loaders.load_labels(tmp_path / "a.npz").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("label", [0.5, "a", None, torch.tensor([0, 1]), float("nan")])
+def test_labels_of_pairs_are_whole_numbers(label):
+    with pytest.raises(ValueError, match=r"from_dataset needs whole numbers as labels, got .* at index 1"):
+        loaders.from_dataset([(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 4, 4), label)])
+    for whole in (1, 1.0, np.int64(1), torch.tensor(1), torch.tensor([1])):
+        assert loaders.from_dataset([(torch.zeros(1, 4, 4), whole)])[1].tolist() == [1]
+
+
+def test_labels_that_are_none_or_too_large_are_refused(tmp_path):
+    for name, values, message in (
+        ("none", np.zeros(0, np.int64), "needs whole numbers"),
+        ("large", np.array([2**63], np.uint64), "fit into 64 bits"),
+    ):
+        np.save(tmp_path / f"{name}.npy", values)
+        with pytest.raises(ValueError, match=message):
+            loaders.load_labels(tmp_path / f"{name}.npy")

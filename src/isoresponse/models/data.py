@@ -49,7 +49,8 @@ def load_images(path: Path, *, key: str | None = None, grey: bool = False) -> Te
     ----------
     path
         An idx file (gzipped or not), a `.npz` or `.npy` with (case, height, width), (case, channel, height, width) or
-        (case, height, width, channel); a picture; a folder, whose pictures are taken in the order of their names.
+        (case, height, width, channel); a picture; a folder, whose pictures are taken in the order of their names. Bytes,
+        and pictures of 16 bits, become numbers in [0, 1]; other arrays stay as they are.
     key
         Array of a `.npz`; None takes the first of images, image, inputs, x, or else all arrays, as one picture each.
     grey
@@ -110,8 +111,12 @@ def load_labels(path: Path, *, key: str | None = None) -> Tensor:
     """
     path = Path(path)
     values = _array(path, key, LABEL_KEYS)
-    if values.ndim != 1 or values.dtype.kind not in "iu":
+    if values.ndim != 1 or values.dtype.kind not in "iu" or not len(values):
         raise ValueError(f"{path} needs whole numbers (case,) as labels, got {values.dtype} {values.shape}.")
+    if values.dtype == np.uint64 and values.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{path} needs labels that fit into 64 bits with a sign, got {values.max()}; number the classes."
+        )
     return torch.from_numpy(values.astype(np.int64))
 
 
@@ -157,7 +162,7 @@ def from_dataset(dataset: Labelled, *, limit: int | None = None) -> tuple[Tensor
     Raises
     ------
     ValueError
-        A data set without pairs, or whose images have several shapes.
+        A data set without pairs, or whose images have several shapes, or whose labels are no whole numbers.
 
     Examples
     --------
@@ -179,7 +184,7 @@ def from_dataset(dataset: Labelled, *, limit: int | None = None) -> tuple[Tensor
         image, label = pair
         image = image if isinstance(image, Tensor) else torch.from_numpy(_channels_first(np.array(image)).copy())
         images.append(_unit(image[None] if image.ndim == 2 else image))
-        labels.append(int(label))
+        labels.append(_whole(label, index))
     if len(shapes := {i.shape for i in images}) > 1:
         raise ValueError(
             f"from_dataset needs images of one shape, got {len(shapes)}, such as "
@@ -226,6 +231,17 @@ def cifar10(folder: Path, *, grey: bool = False) -> Data:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
+def _whole(label: Any, index: int) -> int:
+    """A label as a whole number, which it has to be already."""
+    one = isinstance(label, np.generic) or (isinstance(label, Tensor | np.ndarray) and label.reshape(-1).shape == (1,))
+    value = label.item() if one else label
+    if not isinstance(value, int | float) or value != value // 1:
+        raise ValueError(
+            f"from_dataset needs whole numbers as labels, got {label!r} at index {index}; give the data set a target_transform."
+        )
+    return int(value)
+
+
 def _images(path: Path, key: str | None) -> list[Tensor]:
     """Every image (channel, height, width) of a path."""
     if path.is_dir():
@@ -264,7 +280,7 @@ def _array(path: Path, key: str | None, usual: tuple[str, ...]) -> np.ndarray:
         raise FileNotFoundError(f"no file {path}; nothing is fetched, give the path of one that is there.")
     if path.suffix == ".npy":
         try:
-            return np.load(path, allow_pickle=False)
+            return _native(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path} cannot be read ({error}); get the file again.") from error
     return _idx(path)
@@ -275,9 +291,14 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"no file {path}; nothing is fetched, give the path of one that is there.")
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            return {name: _native(stored[name]) for name in stored.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}); get the file again.") from error
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in the machine's byte order, which is the one that torch knows."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -342,7 +363,8 @@ def _luma(images: Tensor) -> Tensor:
 def _cifar_binary(path: Path) -> tuple[Tensor, Tensor]:
     raw = np.fromfile(path, np.uint8)
     if not len(raw) or len(raw) % 3073 or raw[::3073].max() > 9:
-        raise ValueError(f"{path} is not a binary CIFAR-10 batch: {len(raw)} bytes, not 3073 per image; get it again.")
+        wrong = "a label above 9" if len(raw) and not len(raw) % 3073 else f"{len(raw)} bytes, not 3073 per image"
+        raise ValueError(f"{path} is not a binary CIFAR-10 batch: {wrong}; get it again.")
     rows = raw.reshape(-1, 3073)
     return _unit(rows[:, 1:].reshape(-1, 3, 32, 32)), torch.from_numpy(rows[:, 0].astype(np.int64))
 
