@@ -12,7 +12,7 @@ from isoresponse.studies.experiment import Cell, Claim, Effect, Outcome, Table, 
 from isoresponse.studies.figures import new_figure
 
 MLP, LCA_NET, POINTWISE = "MLP", "LCA", "pointwise front end"
-LOOKS = {MLP: (plot.ORANGE, "--"), LCA_NET: (plot.BLUE, "-"), POINTWISE: (plot.GREEN, ":")}
+LOOKS = {MLP: (plot.ORANGE, "--"), LCA_NET: (plot.BLUE, "-"), POINTWISE: (plot.INK, (0, (6, 2, 1, 2)))}
 RULES = {
     "temperature 1": "the paper's protocol",
     "calibrated": "the same, scores calibrated",

@@ -18,7 +18,7 @@ from isoresponse.studies.experiment import Cell, Claim, Effect, Outcome, Table, 
 from isoresponse.studies.figures import new_figure
 
 SPARSE, POINTWISE = "LCA", "pointwise"
-LOOKS = {SPARSE: (plot.BLUE, "-"), POINTWISE: (plot.ORANGE, "--")}
+LOOKS = {SPARSE: (plot.BLUE, "-"), POINTWISE: (plot.INK, (0, (6, 2, 1, 2)))}
 EXACT = 1e-6
 NEAR, PATCH = "near the weight", "natural patches"  # families of starts
 
@@ -168,8 +168,9 @@ def figure(dataset: xr.Dataset, examples: dict[str, Example]) -> Figure:
             ax.plot(gained, middle, ls=dash, color=color, lw=2, label=f"{kind}: axis of the weight")
             ax.fill_between(gained, low, high, color=color, alpha=0.2, lw=0)
         if off_mei is not None:
-            liked = _quartiles(off_mei.sel(model=SPARSE).values)[1]
-            ax.plot(gained, liked, ls=":", color=plot.GREEN, lw=2, label=f"{SPARSE}: axis of its measured MEI")
+            low, liked, high = _quartiles(off_mei.sel(model=SPARSE).values)
+            ax.plot(gained, liked, ls=":", color=plot.PURPLE, lw=2, label=f"{SPARSE}: axis of its measured MEI")
+            ax.fill_between(gained, low, high, color=plot.PURPLE, alpha=0.2, lw=0)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("response gained (response units)")
         ax.set_ylabel("distance from the axis, over that at the start")

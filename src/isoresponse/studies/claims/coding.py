@@ -20,7 +20,7 @@ from isoresponse.studies.sizes import perturbation_sizes
 LOOKS = {
     MLP: (plot.VERMILION, ":"),
     LCA_NET: (plot.BLUE, "-"),
-    POINTWISE: (plot.ORANGE, "--"),
+    POINTWISE: (plot.INK, "--"),
     "CNN": (plot.GREEN, "-."),
 }
 FOOTNOTE = 0.006 * 255  # grey levels: what the essay's footnote has for the examples of Szegedy et al. (2013)
