@@ -349,3 +349,27 @@ def test_dynamics_have_the_shape_of_the_code_and_a_gradient(kernels, pictures):
 def test_what_cannot_be_coded_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "settings", "message"),
+    [
+        (LCA, [[1.0]], {"sparsity": 0.1}, r"floating-point dictionary of shape \(n, units\), got a list"),
+        (LCA, torch.eye(2).numpy(), {"sparsity": 0.1}, "got a ndarray"),
+        (LCA, torch.eye(2).long(), {"sparsity": 0.1}, r"got torch\.int64 \(2, 2\)"),
+        (LCA, torch.eye(2), {"sparsity": "a"}, "positive, finite sparsity, got sparsity=a"),
+        (LCA, torch.eye(2), {"sparsity": True}, "positive, finite sparsity, got sparsity=True"),
+        (ConvLCA, [1.0], {"sparsity": 0.1}, "floating-point kernels .* got a list"),
+        (
+            ConvLCA,
+            torch.ones(1, 1, 2, 2),
+            {"sparsity": 0.1, "stride": 1.5},
+            "stride of at least one pixel, got stride=1.5",
+        ),
+    ],
+)
+def test_other_kinds_of_settings_are_named(unchecked, monkeypatch, make, given, settings, message):
+    base = make.__mro__[1]
+    monkeypatch.setattr(base, "__init__", unchecked(base.__init__))
+    with pytest.raises(ValueError, match=message):
+        unchecked(make.__init__)(make.__new__(make), given, **settings)

@@ -49,10 +49,10 @@ class Linear(nn.Module):
 
     def __init__(self, filters: Tensor, *, bias: float | Tensor = 0.0) -> None:
         super().__init__()
-        if filters.ndim < 2 or 0 in filters.shape or not filters.is_floating_point():
+        if not is_float(filters) or filters.ndim < 2 or 0 in filters.shape:
             raise ValueError(
-                f"Linear needs floating-point filters of shape (units, *shape), got {filters.dtype} "
-                f"{tuple(filters.shape)}; a single filter is filter[None]."
+                f"Linear needs floating-point filters of shape (units, *shape), got {kind_of(filters)}; a single filter is "
+                "filter[None]."
             )
         offset = torch.as_tensor(bias, dtype=filters.dtype, device=filters.device).detach()
         if offset.shape not in ((), (len(filters),)):
@@ -67,10 +67,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Responses (case, units) to inputs (case, *shape)."""
-        if x.ndim == 0 or x.shape[1:] != self.filters.shape[1:] or not x.is_floating_point():
+        if not is_float(x) or x.ndim == 0 or x.shape[1:] != self.filters.shape[1:]:
             raise ValueError(
                 f"expected floating-point inputs of shape (case, {', '.join(map(str, self.filters.shape[1:]))}), as the "
-                f"filters are, got {x.dtype} {tuple(x.shape)}; convert or reshape the input."
+                f"filters are, got {kind_of(x)}; convert or reshape the input."
             )
         return x.flatten(1) @ self.filters.to(x).flatten(1).T + self.bias.to(x)
 
@@ -184,21 +184,30 @@ class OutwardBent(nn.Module):
         return along - self.bend * (torch.sqrt(self.width**2 + across) - self.width)
 
 
+def is_float(value: object) -> bool:
+    """Whether it is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def kind_of(value: object) -> str:
+    """What something is, for a message: dtype and shape of a tensor, the type of anything else."""
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _along(phi: Tensor, x: Tensor) -> Tensor:
     """`phi` (n,) in the dtype of inputs (case, n), or the reason why they are none."""
-    if x.ndim != 2 or x.shape[1] != len(phi) or not x.is_floating_point():
+    if not is_float(x) or x.ndim != 2 or x.shape[1] != len(phi):
         raise ValueError(
-            f"expected floating-point inputs of shape (case, {len(phi)}), as phi is, got {x.dtype} {tuple(x.shape)}; convert or "
-            "reshape the input."
+            f"expected floating-point inputs of shape (case, {len(phi)}), as phi is, got {kind_of(x)}; convert or reshape the "
+            "input."
         )
     return phi.to(x)
 
 
 def _unit(phi: Tensor) -> Tensor:
-    size = phi.norm() if phi.is_floating_point() and phi.ndim == 1 else torch.tensor(torch.nan)
+    size = phi.norm() if is_float(phi) and phi.ndim == 1 else torch.tensor(torch.nan)
     if not 0 < float(size) < float("inf"):
         raise ValueError(
-            f"phi must be one direction (n,), floating point, finite and not zero, got {phi.dtype} {tuple(phi.shape)} of "
-            f"norm {float(size)}."
+            f"phi must be one direction (n,), floating point, finite and not zero, got {kind_of(phi)} of norm {float(size)}."
         )
     return phi / size

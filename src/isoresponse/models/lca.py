@@ -9,11 +9,13 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from isoresponse.models.basic import is_float, kind_of
 from isoresponse.models.sparse_active import Coded, Systems
 from isoresponse.models.sparse_elements import Columns, Elements, Shifted, Shrinkage
 from isoresponse.models.sparse_exchange import exchange, missed_hard
 from isoresponse.models.sparse_solver import minimise, missed
 
+WIDE = (torch.float32, torch.float64)
 TWIN = 1e-12  # less than this below 1, the cosine of two elements makes them the same
 
 
@@ -45,7 +47,7 @@ class SparseCoder(nn.Module):
         super().__init__()
         name = type(self).__name__
         for what, value in (("sparsity", sparsity), ("tolerance", tolerance), ("max_steps", max_steps)):
-            if not 0 < value < float("inf"):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise ValueError(
                     f"{name} needs a positive, finite {what}, got {what}={value}; give a number above zero."
                 )
@@ -103,7 +105,7 @@ class SparseCoder(nn.Module):
         >>> way.potential[:, 0, 0].tolist(), way.activity[:, 0, 0].tolist()
         ([0.0, 1.0, 1.5, 1.75], [0.0, 0.5, 1.0, 1.25])
         """
-        if steps < 0 or not 1 <= tau < float("inf"):
+        if not isinstance(steps, int) or steps < 0 or not 1 <= tau < float("inf"):
             raise ValueError(
                 f"dynamics needs steps >= 0 and a tau of at least one step, got steps={steps} and tau={tau}."
             )
@@ -205,10 +207,10 @@ class LCA(SparseCoder):
         tolerance: float = 1e-11, max_steps: int = 20_000,
     ) -> None:  # fmt: skip
         super().__init__(sparsity, threshold, rectified, tolerance, max_steps)
-        if dictionary.ndim != 2 or 0 in dictionary.shape or not dictionary.is_floating_point():
+        if not is_float(dictionary) or dictionary.ndim != 2 or 0 in dictionary.shape:
             raise ValueError(
-                f"LCA needs a floating-point dictionary of shape (n, units), got {dictionary.dtype} "
-                f"{tuple(dictionary.shape)}; give one flattened receptive field per column."
+                f"LCA needs a floating-point dictionary of shape (n, units), got {kind_of(dictionary)}; give one flattened "
+                "receptive field per column."
             )
         columns = _of_norm_one(dictionary.detach(), "LCA", "dictionary columns", threshold, rectified)
         self.register_buffer("dictionary", columns)
@@ -216,10 +218,10 @@ class LCA(SparseCoder):
 
     def _flat(self, x: Tensor) -> Tensor:
         n = len(self.dictionary)
-        if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2 or prod(x.shape[1:]) != n:
+        if not is_float(x) or x.dtype not in WIDE or x.ndim < 2 or prod(x.shape[1:]) != n:
             raise ValueError(
                 f"LCA needs float32 or float64 inputs (case, ...) of {n} numbers each, as its dictionary has rows, got "
-                f"{x.dtype} {tuple(x.shape)}; convert or reshape the input, or give another dictionary."
+                f"{kind_of(x)}; convert or reshape the input, or give another dictionary."
             )
         return x.double().reshape(len(x), n)
 
@@ -273,12 +275,12 @@ class ConvLCA(SparseCoder):
         tolerance: float = 1e-11, max_steps: int = 20_000,
     ) -> None:  # fmt: skip
         super().__init__(sparsity, threshold, rectified, tolerance, max_steps)
-        if kernels.ndim != 4 or 0 in kernels.shape or not kernels.is_floating_point():
+        if not is_float(kernels) or kernels.ndim != 4 or 0 in kernels.shape:
             raise ValueError(
-                f"ConvLCA needs floating-point kernels (unit, channel, height, width), got {kernels.dtype} "
-                f"{tuple(kernels.shape)}; give one receptive field per unit."
+                f"ConvLCA needs floating-point kernels (unit, channel, height, width), got {kind_of(kernels)}; give one "
+                "receptive field per unit."
             )
-        if stride < 1:
+        if not isinstance(stride, int) or stride < 1:
             raise ValueError(f"ConvLCA needs a stride of at least one pixel, got stride={stride}.")
         columns = _of_norm_one(kernels.detach().flatten(1).T, "ConvLCA", "kernels", threshold, rectified)
         self.register_buffer("kernels", columns.T.reshape(kernels.shape).contiguous())
@@ -287,12 +289,12 @@ class ConvLCA(SparseCoder):
     def _flat(self, x: Tensor) -> Tensor:
         _, channels, height, width = self.kernels.shape
         if (
-            x.dtype not in (torch.float32, torch.float64)
+            not is_float(x) or x.dtype not in WIDE
             or x.ndim != 4 or x.shape[1] != channels or x.shape[2] < height or x.shape[3] < width
         ):  # fmt: skip
             raise ValueError(
                 f"ConvLCA needs float32 or float64 pictures (case, {channels}, height, width) of at least {height} x "
-                f"{width} pixels, as its kernels are, got {x.dtype} {tuple(x.shape)}; convert or reshape them."
+                f"{width} pixels, as its kernels are, got {kind_of(x)}; convert or reshape them."
             )
         return x.double().reshape(len(x), prod(x.shape[1:]))
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from isoresponse.models.basic import Linear
+from isoresponse.models.basic import Linear, is_float, kind_of
 
 
 def gabor(
@@ -127,10 +127,10 @@ class EnergyModel(nn.Module):
 
     def __init__(self, filters: Tensor, *, root: bool = False) -> None:
         super().__init__()
-        if filters.ndim < 3 or 0 in filters.shape or not filters.is_floating_point():
+        if not is_float(filters) or filters.ndim < 3 or 0 in filters.shape:
             raise ValueError(
-                f"EnergyModel needs floating-point filters of shape (units, k, *shape), got {filters.dtype} "
-                f"{tuple(filters.shape)}; a single quadrature pair is pair[None]."
+                f"EnergyModel needs floating-point filters of shape (units, k, *shape), got {kind_of(filters)}; a single "
+                "quadrature pair is pair[None]."
             )
         if not bool(filters.isfinite().all()):
             raise ValueError("EnergyModel needs finite filters, got NaN or infinity; remove them.")
