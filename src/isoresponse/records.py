@@ -23,6 +23,9 @@ from torch import Tensor
 from isoresponse.loop import Status
 
 SCHEMA = 1
+STATUS_FLAGS: dict[str, Any] = {  # attributes of a variable that holds how cases ended
+    "flag_values": [int(s) for s in Status], "flag_meanings": " ".join(s.name for s in Status),
+}  # fmt: skip
 
 
 def to_dataset(
@@ -56,11 +59,8 @@ def to_dataset(
         array = value.detach().cpu().numpy()
         dims = _expand(f.metadata["dims"], array.ndim, shape_dims, f"{type(result).__name__}.{f.name}")
         attrs = {"units": f.metadata["units"], "long_name": f.metadata["about"]}
-        if f.name == "status":
-            attrs |= {
-                "flag_values": [int(s) for s in Status],
-                "flag_meanings": " ".join(s.name for s in Status),
-            }
+        if f.name.endswith("status"):
+            attrs |= STATUS_FLAGS
         variables[f.name] = (dims, array, attrs)
     if not variables:
         raise ValueError(

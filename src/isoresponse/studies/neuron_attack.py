@@ -28,6 +28,7 @@ from isoresponse.models.lca import LCA
 from isoresponse.neuron import Neuron
 from isoresponse.paths import Path as Walk
 from isoresponse.paths import gradient_path
+from isoresponse.records import STATUS_FLAGS
 from isoresponse.studies.experiment import Outcome
 from isoresponse.studies.materials import natural_patches, trained_dictionary, units_of
 from isoresponse.studies.measure import Stage, silent
@@ -168,7 +169,11 @@ def real_paths(
                     mei_gain=((), above, {"units": "1", "long_name": "response to the measured MEI over that to the weight"}),
                 ).expand_dims(model=[kind]))  # fmt: skip
                 walks[kind] = (neuron, walk.points)
-            rows.append(xr.concat(both, "model", combine_attrs="override").assign(unit=((), k)))
+            rows.append(
+                xr.concat(both, "model", combine_attrs="override").assign(
+                    unit=((), k, {"units": "1", "long_name": "number of the unit"})
+                )
+            )
             drawn.append(walks)
             on_done(1)
     family = [NEAR] * settings.starts + [PATCH] * settings.starts
@@ -235,7 +240,7 @@ def described(walk: Walk, weight: Tensor, mei: Tensor) -> xr.Dataset:
         }),
         "length": (("start", "knot"), walk.arclength.cpu().numpy(), {"units": "input", "long_name": "length of the path"}),
         "response": (("start", "knot"), walk.responses.cpu().numpy(), {"units": "response", "long_name": "response"}),
-        "status": ("start", walk.status.cpu().numpy(), {"units": "1", "long_name": "how the path ended"}),
+        "status": ("start", walk.status.cpu().numpy(), {"units": "1", "long_name": "how the path ended", **STATUS_FLAGS}),
     })  # fmt: skip
 
 
