@@ -167,7 +167,8 @@ def _classes_of(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels must be whole numbers, got {labels.dtype}; convert them, e.g. labels.long().")
     own = next((p for p in net.parameters() if p.is_floating_point()), None)
-    if own is not None and (own.dtype, own.device) != (images.dtype, images.device):
+    numbers = images.dtype in (torch.int32, torch.int64)  # of tokens, say, which the network looks up
+    if own is not None and (own.device != images.device or not (numbers or own.dtype == images.dtype)):
         raise ValueError(
             f"the images are {images.dtype} on {images.device} but the network's weights are {own.dtype} on {own.device}; "
             "move one to the other."
