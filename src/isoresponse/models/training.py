@@ -142,7 +142,7 @@ def _restore(state: State, net: nn.Module, optimizer: torch.optim.Optimizer, los
     for k, parameter in enumerate(net.parameters()):
         own = f"optimizer {k} "
         moments = {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
-        optimizer.state[parameter] = {name: v.cpu() if v.ndim == 0 else v for name, v in moments.items()}
+        optimizer.state[parameter] = {name: v.cpu() if name == "step" else v for name, v in moments.items()}
     if "generator of the loss" in state:
         loss.generator.set_state(state["generator of the loss"].cpu())  # type: ignore[attr-defined]
 
