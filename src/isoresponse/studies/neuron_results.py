@@ -182,6 +182,8 @@ def figure(dataset: xr.Dataset, examples: dict[str, Example]) -> Figure:
 def _row(axes: np.ndarray, example: Example, *, x: tuple[float, float], y: tuple[float, float]) -> None:
     start = example.points[SPARSE][0]
     plane = Plane.spanning(torch.zeros_like(start), example.weight, start)
+    highest = max(float(plane.project(p).nan_to_num()[:, 1].max()) for p in example.points.values())
+    y = (y[0], max(y[1], 1.1 * highest))  # a path nearly orthogonal to the weight is not to be cut off
     for ax, kind in zip(axes, (SPARSE, POINTWISE), strict=False):
         color, _ = LOOKS[kind]
         neuron = example.neurons[kind]
