@@ -13,7 +13,10 @@ from isoresponse.geometry import local_geometry, principal_curvatures
 from isoresponse.jets import exact_jet
 from isoresponse.loop import Status
 from isoresponse.models.basic import Linear, LinearNonlinear, OutwardBent, Straight
+from isoresponse.models.dictionary import mosaic
 from isoresponse.models.matched import Twin, matched_pair
+from isoresponse.models.networks import cnn
+from isoresponse.models.receptive_fields import fit_gabors
 from isoresponse.models.visual_cortex import DivisiveNormalization, EnergyModel, gabor
 from isoresponse.neuron import Neuron
 
@@ -479,3 +482,22 @@ def test_neurons_that_make_no_sense_are_refused(ask, message):
 def test_a_nonlinearity_is_a_function_not_a_name():
     with pytest.raises(TypeError, match=r"a nonlinearity that can be called, got 'relu'; give torch\.relu"):
         inspect.unwrap(LinearNonlinear.__init__)(LinearNonlinear.__new__(LinearNonlinear), ONE, "relu")
+
+
+def test_filters_twins_and_pictures_of_other_kinds_are_refused(unchecked):
+    with pytest.raises(ValueError, match=r"a shape \(height, width\) and a floating-point dtype, got shape=\(16,\)"):
+        unchecked(gabor)((16,), wavelength=5.0)
+    with pytest.raises(ValueError, match=r"got shape=\(8, 8\) and dtype=torch\.int32"):
+        gabor((8, 8), wavelength=5.0, dtype=torch.int32)
+    with pytest.raises(TypeError, match=r"a neuron that can be called with inputs .* got a int"):
+        unchecked(Twin.__init__)(Twin.__new__(Twin), 3, torch.ones(2))
+    with pytest.raises(
+        ValueError, match="mosaic needs at least one column and no negative gap, got columns=-2 and gap=1"
+    ):
+        mosaic(torch.ones(4, 3), (2, 2), columns=-2)
+    with pytest.raises(ValueError, match=r"has 4 rows of floating-point numbers, got torch\.int64 \(4, 3\)"):
+        mosaic(torch.ones(4, 3, dtype=torch.int64), (2, 2))
+    with pytest.raises(ValueError, match=r"got torch\.float32 \(4, 0\)"):
+        fit_gabors(torch.ones(4, 0), (2, 2))
+    with pytest.raises(ValueError, match=r"cnn needs a shape \(channel, height, width\) and sizes of at least one"):
+        cnn((1, 8, 8), hidden=0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
+from isoresponse.models.basic import is_float, kind_of
 from isoresponse.models.checkpoint import OnStep, State, fingerprint, run_steps
 
 FORGETTING = 30  # step j weighs (j / k)^FORGETTING in the statistics of step k: early, poor codes fade
@@ -185,7 +186,7 @@ def mosaic(dictionary: Tensor, shape: tuple[int, int], *, columns: int | None = 
     Raises
     ------
     ValueError
-        A shape that does not hold n numbers.
+        A shape that does not hold n numbers, no columns, a negative gap.
 
     Examples
     --------
@@ -193,6 +194,8 @@ def mosaic(dictionary: Tensor, shape: tuple[int, int], *, columns: int | None = 
     >>> mosaic(torch.eye(4), (2, 2), columns=4, gap=1)[0]
     tensor([1., 0., nan, 0., 1., nan, 0., 0., nan, 0., 0.])
     """
+    if (columns is not None and columns < 1) or gap < 0:
+        raise ValueError(f"mosaic needs at least one column and no negative gap, got columns={columns} and gap={gap}.")
     tiles = elements(dictionary, shape)
     units, (height, width) = len(tiles), shape
     columns = columns or ceil(units**0.5)
@@ -206,10 +209,10 @@ def mosaic(dictionary: Tensor, shape: tuple[int, int], *, columns: int | None = 
 
 def elements(dictionary: Tensor, shape: tuple[int, int]) -> Tensor:
     """Elements (units, height, width) of a dictionary (n, units)."""
-    if dictionary.ndim != 2 or dictionary.shape[0] != shape[0] * shape[1]:
+    if not is_float(dictionary) or dictionary.ndim != 2 or 0 in dictionary.shape or dictionary.shape[0] != prod(shape):
         raise ValueError(
-            f"a dictionary whose elements are {shape[0]} x {shape[1]} has {shape[0] * shape[1]} rows, got "
-            f"{tuple(dictionary.shape)}; give (n, units) and the shape of one element."
+            f"a dictionary whose elements are {' x '.join(map(str, shape))} has {prod(shape)} rows of floating-point numbers, "
+            f"got {kind_of(dictionary)}; give (n, units) and the shape of one element."
         )
     return dictionary.T.reshape(-1, *shape)
 

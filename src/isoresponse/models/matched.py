@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from isoresponse.models.basic import Linear
+from isoresponse.models.basic import Linear, is_float, kind_of
 
 
 class Twin(nn.Module):
@@ -45,6 +45,8 @@ class Twin(nn.Module):
 
     Raises
     ------
+    TypeError
+        A neuron that cannot be called.
     ValueError
         Shapes that do not fit, a direction (or gradient) that is zero or not finite, a curvature that is not finite, a
         slope that is not positive, a neuron that answers with more than one number.
@@ -81,14 +83,16 @@ class Twin(nn.Module):
         slope: float = 1.0,
     ) -> None:
         super().__init__()
+        if not callable(neuron):
+            raise TypeError(
+                f"Twin needs a neuron that can be called with inputs (case, *shape), got {kind_of(neuron)}."
+            )
         if not (math.isfinite(curvature) and slope > 0):
             raise ValueError(
                 f"Twin needs a finite curvature and a positive slope, got curvature={curvature} and slope={slope}."
             )
-        if not point.is_floating_point() or point.ndim == 0 or not bool(point.isfinite().all()):
-            raise ValueError(
-                f"Twin needs a point that is one finite floating-point input, got {point.dtype} {tuple(point.shape)}."
-            )
+        if not is_float(point) or point.ndim == 0 or not bool(point.isfinite().all()):
+            raise ValueError(f"Twin needs a point that is one finite floating-point input, got {kind_of(point)}.")
         along = _gradient(neuron, point) if direction is None else direction.detach().to(point)
         if along.shape != point.shape:
             raise ValueError(

@@ -63,7 +63,7 @@ def cnn(
     Raises
     ------
     ValueError
-        A picture that is too small to be halved so often.
+        A shape of other axes, a size below one, a picture that is too small to be halved so often.
 
     Examples
     --------
@@ -71,6 +71,11 @@ def cnn(
     >>> cnn((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
+    if len(shape) != 3 or min(*shape, *channels, hidden, classes) < 1:
+        raise ValueError(
+            f"cnn needs a shape (channel, height, width) and sizes of at least one, got shape={tuple(shape)}, "
+            f"channels={tuple(channels)}, hidden={hidden} and classes={classes}."
+        )
     height, width = (size >> len(channels) for size in shape[1:])
     if min(height, width) < 1:
         raise ValueError(f"cnn halves pictures {len(channels)} times, too often for {shape}; give fewer channels.")

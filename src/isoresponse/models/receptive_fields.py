@@ -76,7 +76,7 @@ def fit_gabors(dictionary: Tensor, shape: tuple[int, int]) -> GaborFit:
     Raises
     ------
     ValueError
-        A shape that does not hold n numbers.
+        A shape that does not hold n numbers, a dictionary without elements.
 
     Notes
     -----

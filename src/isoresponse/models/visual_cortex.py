@@ -51,7 +51,8 @@ def gabor(
     Raises
     ------
     ValueError
-        A wavelength below 2, a width that is not positive, a filter that vanishes on the grid.
+        A shape of other axes, a dtype without fractions, a wavelength below 2, a width that is not positive, a filter that
+        vanishes on the grid.
 
     Notes
     -----
@@ -65,6 +66,10 @@ def gabor(
     >>> bool((even * odd).sum().abs() < 1e-6)
     True
     """
+    if len(shape) != 2 or (dtype is not None and not dtype.is_floating_point):
+        raise ValueError(
+            f"gabor needs a shape (height, width) and a floating-point dtype, got shape={tuple(shape)} and dtype={dtype}."
+        )
     width = wavelength / 2 if width is None else width
     if not (2 <= wavelength < math.inf and 0 < width < math.inf):
         raise ValueError(
