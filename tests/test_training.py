@@ -236,6 +236,8 @@ def test_training_needs_cases_labels_and_epochs(images, labels):
         fit(tiny(), images, labels, epochs=0)
     with pytest.raises(ValueError, match=r"labels must lie in 0\.\.\d+, as the network has \d+ classes, got 0\.\.99"):
         fit(tiny(), images, labels.clone().index_fill(0, torch.tensor([1]), 99), epochs=1)
+    with pytest.raises(ValueError, match=r"the network does not take images of shape \(3, 8, 8\)"):
+        fit(tiny(), images.expand(-1, 3, -1, -1), labels, epochs=1)
     with pytest.raises(ValueError, match=r"labels must be whole numbers, got torch\.float32"):
         fit(tiny(), images, labels.float(), epochs=1)
     with pytest.raises(ValueError, match=r"the images are torch.* but the network's weights are"):

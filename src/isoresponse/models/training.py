@@ -175,8 +175,11 @@ def _classes_of(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         )
     if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
         raise ValueError(f"images must be finite, got {bad} of {len(images)} with NaN or infinity; remove them.")
-    with torch.no_grad():
-        classes = net.eval()(images[:1]).shape[-1]
+    try:
+        with torch.no_grad():
+            classes = net.eval()(images[:1]).shape[-1]
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"the network does not take images of shape {tuple(images.shape[1:])}: {error}") from error
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
