@@ -208,8 +208,8 @@ def _ratios(ax: Axes, one: xr.Dataset, condition: str, seed: int) -> None:
             ax.legend(fontsize=8, loc="lower right")
     ax.set_yticks(range(len(rows)), list(rows), fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.7)
-    ax.set_xlabel("ratio of distances, LCA over MLP (95 % interval)")
-    ax.set_title("right of the line: the LCA takes more", fontsize=10)
+    ax.set_xlabel("ratio of distances (95 % interval)")
+    ax.set_title("LCA over MLP (right: LCA takes more)", fontsize=10)
 
 
 def _root(effect: Effect) -> Effect:
